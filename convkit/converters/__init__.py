@@ -1,0 +1,1 @@
+"""One file per edge of the converter graph: `<source>_to_<target>`."""

@@ -1,0 +1,321 @@
+"""What acts: formats, converters, passes, runners, and the decorators that make their records.
+
+A plugin file is a function and its record; importing it only makes the record. Keyword-only
+arguments of the function are its options (`--set onnx-fp16.keep_io=false`), read from the
+signature; `**kwargs` is refused, so every option is known by name.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from convkit.artifact import Artifact, Description, Opening, Precision, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Feeds = Mapping[str, "np.ndarray[Any, Any]"]
+"""Input name -> array."""
+Outputs = Mapping[str, "np.ndarray[Any, Any]"]
+"""Output name -> array."""
+Sizes = Mapping[str, int]
+"""Name of a dynamic dimension -> size."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that a step needs: the module it imports, and the extra that brings it."""
+
+    module: str
+    extra: str
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the module can be found; it is not imported."""
+        try:
+            return importlib.util.find_spec(self.module) is not None
+        except (ImportError, ValueError):
+            return False
+
+    @property
+    def install(self) -> str:
+        """The line that brings it."""
+        return f'pip install "convkit-ml[{self.extra}]"'
+
+
+class Runner(abc.ABC):
+    """An opened model that computes: arrays in, arrays out. A context manager.
+
+    Attributes:
+        inputs, outputs: specs; a dynamic dimension has a name. `outputs` may be empty until the
+            first call where the format does not carry them.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @abc.abstractmethod
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Outputs by name, in the model's order. State a model keeps is reset before each call."""
+
+    @abc.abstractmethod
+    def example(self, sizes: Sizes, seed: int) -> Feeds:
+        """Seeded inputs the model makes sense of, with these sizes for its dynamic dimensions.
+
+        A name missing from `sizes` gets a default; a name the model does not have is ignored.
+        """
+
+    def synchronize(self) -> None:
+        """Waits until the device has finished; nothing to wait for on a CPU."""
+
+    def close(self) -> None:
+        """Gives memory back. Also called on leaving the context."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format: recognises its files, describes them from headers, opens them.
+
+    Attributes:
+        name: `onnx`, `torch` ...
+        suffixes: usual endings; the first is what results get ("" for a folder).
+        needs: packages that `open` needs. `matches` and `describe` work without where possible.
+        matches: whether the content at a path is of this format; never raises on bad content.
+        describe: reads headers only. Raises ModelError, UnsafeError.
+        open: a Runner for an artifact of this format, or None where it cannot be run.
+        open_exact: a Runner that rounds as real hardware of that precision does, where the usual
+            runtime hides it (ONNX Runtime on x86 computes fp16 in fp32). None: `open` is exact.
+        load: the framework's own object (an `nn.Module`) for a converter; None where a path is enough.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    needs: tuple[Package, ...]
+    matches: Callable[[Path, Opening], bool]
+    describe: Callable[[Path, Opening], Description]
+    open: Callable[[Artifact], Runner] | None
+    open_exact: Callable[[Artifact], Runner] | None = None
+    load: Callable[[Artifact], Any] | None = None
+
+
+@dataclass
+class Work:
+    """What the pipeline hands a step beside its input and output.
+
+    Attributes:
+        samples: inputs that the untouched source model was seen to accept; several shapes where
+            dimensions are dynamic. The first has batch 1, the second a batch of at least 2.
+        load: loads the framework object behind an artifact (see `Format.load`).
+        note: takes one sentence for the report ("dynamic dimension 'height' became 224").
+        progress: takes (what, done, total); total None where unknown.
+    """
+
+    samples: Sequence[Feeds]
+    load: Callable[[Artifact], Any]
+    note: Callable[[str], None]
+    progress: Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to take a step: `run(source, out, work, *, options...)` writes `out`.
+
+    `run` raises `RungSkipped` where it does not apply. It may write further files beside `out`
+    whose names begin with `out.name`; the folder is its own.
+    """
+
+    name: str
+    needs: tuple[Package, ...]
+    run: Callable[..., None]
+
+    @property
+    def options(self) -> Mapping[str, inspect.Parameter]:
+        """Keyword-only parameters of `run`, by name."""
+        return _options_of(self.run)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """Changes the format and keeps the precision. Its rungs are tried in order, each verified.
+
+    Attributes:
+        source, target: format names.
+        carries: precisions it keeps.
+        loses: one sentence a user understands.
+        cost: the planner's weight; 1.0 is an ordinary conversion.
+    """
+
+    source: str
+    target: str
+    carries: tuple[Precision, ...]
+    loses: str
+    cost: float
+    rungs: tuple[Rung, ...]
+    doc: str = ""
+
+    @property
+    def name(self) -> str:
+        """`torch-to-onnx`."""
+        return f"{self.source}-to-{self.target}"
+
+    @property
+    def needs(self) -> tuple[Package, ...]:
+        """What keeps it from running: the needs of its first rung that lacks least."""
+        return min(
+            (rung.needs for rung in self.rungs),
+            key=lambda needs: sum(not need.is_available for need in needs),
+        )
+
+    @property
+    def options(self) -> Mapping[str, inspect.Parameter]:
+        """Options of all rungs, by name."""
+        return {name: p for rung in self.rungs for name, p in rung.options.items()}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Changes the precision and keeps the format.
+
+    Attributes:
+        format: the format it works on.
+        accepts: precisions it starts from.
+        precision: what it gives.
+        schemes: names for `--scheme`; empty where there is one way only.
+        calibrated: needs representative samples.
+        loses: one sentence a user understands.
+        cost: the planner's weight.
+    """
+
+    format: str
+    accepts: tuple[Precision, ...]
+    precision: Precision
+    loses: str
+    cost: float
+    rungs: tuple[Rung, ...]
+    schemes: tuple[str, ...] = ()
+    calibrated: bool = False
+    doc: str = ""
+
+    @property
+    def name(self) -> str:
+        """`onnx-fp16`."""
+        return f"{self.format}-{self.precision.value}"
+
+    @property
+    def needs(self) -> tuple[Package, ...]:
+        """Packages it needs."""
+        return self.rungs[0].needs
+
+    @property
+    def options(self) -> Mapping[str, inspect.Parameter]:
+        """Its options, by name."""
+        return self.rungs[0].options
+
+
+Step = Converter | Pass
+
+
+def rung(
+    name: str, *, needs: Sequence[Package] = ()
+) -> Callable[[Callable[..., None]], Rung]:
+    """Makes a function `(source, out, work, *, options...)` one rung of a converter's ladder."""
+
+    def record(function: Callable[..., None]) -> Rung:
+        _options_of(function)
+        return Rung(name, tuple(needs), function)
+
+    return record
+
+
+def converter(
+    source: str,
+    target: str,
+    *,
+    carries: Sequence[str],
+    loses: str,
+    needs: Sequence[Package] = (),
+    cost: float = 1.0,
+) -> Callable[[Callable[..., None]], Converter]:
+    """Makes a function `(source, out, work, *, options...)` the converter from source to target."""
+
+    def record(function: Callable[..., None]) -> Converter:
+        only = rung(f"{source}-to-{target}", needs=needs)(function)
+        return ladder(source, target, only, carries=carries, loses=loses, cost=cost)
+
+    return record
+
+
+def ladder(
+    source: str,
+    target: str,
+    *rungs: Rung,
+    carries: Sequence[str],
+    loses: str,
+    cost: float = 1.0,
+) -> Converter:
+    """The converter that tries `rungs` in order; the first whose result verifies serves."""
+    precisions = tuple(Precision(p) for p in carries)
+    doc = inspect.getdoc(rungs[0].run) or ""
+    return Converter(source, target, precisions, loses, cost, rungs, doc)
+
+
+def precision_pass(
+    format: str,
+    precision: str,
+    *,
+    accepts: Sequence[str],
+    loses: str,
+    needs: Sequence[Package] = (),
+    schemes: Sequence[str] = (),
+    calibrated: bool = False,
+    cost: float = 1.0,
+) -> Callable[[Callable[..., None]], Pass]:
+    """Makes a function `(source, out, work, *, options...)` the pass of a format to a precision."""
+
+    def record(function: Callable[..., None]) -> Pass:
+        only = rung(f"{format}-{precision}", needs=needs)(function)
+        return Pass(
+            format,
+            tuple(Precision(p) for p in accepts),
+            Precision(precision),
+            loses,
+            cost,
+            (only,),
+            tuple(schemes),
+            calibrated,
+            inspect.getdoc(function) or "",
+        )
+
+    return record
+
+
+def _options_of(function: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
+    options = {}
+    for name, parameter in inspect.signature(function, eval_str=False).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            _refuse_kwargs(function)
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            options[name] = parameter
+    return options
+
+
+def _refuse_kwargs(function: Callable[..., None]) -> NoReturn:
+    raise TypeError(f"{function.__qualname__} takes **kwargs; name its options one by one")
