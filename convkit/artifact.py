@@ -24,7 +24,7 @@ _DTYPE_BITS = {
 
 
 class Precision(str, enum.Enum):
-    """How the weights are stored; the spelling is file name, flag, YAML value and JSON key alike."""
+    """How the weights are stored; the spelling is file name, flag, YAML and JSON key alike."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -177,7 +177,7 @@ class Artifact:
         return digest.hexdigest()
 
     def write_manifest(self, **facts: Any) -> None:
-        """Writes the manifest beside the artifact; `facts` (checks, machine ...) are added as given."""
+        """Writes the manifest beside the artifact; `facts` (checks ...) are added as given."""
         document = {
             "convkit": 1,
             "format": self.format,

@@ -79,9 +79,10 @@ class InputsUnknownError(UsageError):
         name = names[0] if names else "x"
         super().__init__(
             f"The inputs of {model} are unknown.",
-            why=why or "A network built by a factory, or TorchScript, does not carry its input shapes.",
+            why=why
+            or "A network built by a factory, or TorchScript, does not carry its input shapes.",
             hint=(
-                f'Describe them:  --input "{name}=float32[batch,3,224,224]"   (names are dynamic sizes)\n'
+                f'Describe them:  --input "{name}=float32[batch,3,224,224]"   (names: dynamic)\n'
                 f"or give examples:  --samples inputs.npz   (arrays named "
                 f"{', '.join(names) or 'like the inputs'})"
             ),
@@ -132,7 +133,8 @@ class WeightsMismatchError(ModelError):
         super().__init__(
             f"The weights in {weights} do not fit the network: {len(differing)} keys differ.",
             why=[*differing[:5], *more],
-            hint=hint or "Nested checkpoint? Name the key that holds the weights:  --weights FILE:KEY",
+            hint=hint
+            or "Nested checkpoint? Name the key that holds the weights:  --weights FILE:KEY",
             missing=list(missing),
             unexpected=list(unexpected),
             shapes=list(shapes),
@@ -173,5 +175,5 @@ class ResourceError(ConvkitError):
     exit_code = 10
 
 
-class RungSkipped(Exception):  # noqa: N818 - not an error: the next rung takes over
+class RungSkipped(Exception):
     """A rung of a converter's ladder does not apply to this model; the text says why."""

@@ -1,21 +1,28 @@
-"""Inputs for models: seeded random by spec, the shape sets that verification uses, files of samples.
+"""Inputs for models: seeded random by spec, the shapes to verify at, files of samples.
 
 Import this module inside functions where start-up matters: it imports numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convkit.artifact import TensorSpec
+from convkit.artifact import TensorSpec, dtype_bits
+from convkit.errors import SamplesError, UsageError
 from convkit.step import Feeds, Sizes
 
 BATCH_NAMES = ("batch", "batch_size", "n")
-DEFAULT_SIZES: Mapping[str, int] = {"batch": 2}
-_DEFAULT_SIZE = 16
+_SPATIAL = ("height", "width", "depth", "h", "w")
+_BATCHES = (1, 3, 2, 4, 8, 12, 16)
+_LENGTHS = (16, 12, 7, 16, 11, 24, 32)
+_SIDES = (64, 96, 67, 128, 160, 224, 256)
 _DEFAULT_IDS = (0, 100)
 
 
@@ -47,15 +54,166 @@ def shape_of(spec: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
 
 
 def size_of(name: str, sizes: Sizes) -> int:
-    """The size of a dynamic dimension under these sizes: batch 2, anything else 16, unless given."""
+    """The size of a dynamic dimension: as given, else 2 for a batch, 64 for an image side, 16."""
     if name in sizes:
         return sizes[name]
-    return 2 if is_batch(name) else _DEFAULT_SIZE
+    if is_batch(name):
+        return 2
+    return _SIDES[0] if is_spatial(name) else _LENGTHS[0]
 
 
 def is_batch(name: str) -> bool:
     """Whether the name of a dynamic dimension means the batch."""
     return name.lower() in BATCH_NAMES
+
+
+def is_spatial(name: str) -> bool:
+    """Whether the name of a dynamic dimension means the side of an image."""
+    return name.lower() in _SPATIAL
+
+
+def shape_sets(specs: Sequence[TensorSpec]) -> Iterator[Sizes]:
+    """Sizes to try a model at, most telling first: batch 1, batch 3, an odd length with batch 2.
+
+    More follow for models that refuse some (a network may want its batch in fours); the caller
+    stops when enough were accepted. Without dynamic dimensions there is one empty set.
+    """
+    names = dynamic_names(specs)
+    if not names:
+        yield {}
+        return
+    for batch, length, side in zip(_BATCHES, _LENGTHS, _SIDES, strict=True):
+        yield {
+            name: batch if is_batch(name) else side if is_spatial(name) else length
+            for name in names
+        }
+
+
+def dynamic_names(specs: Sequence[TensorSpec]) -> list[str]:
+    """Names of all dynamic dimensions, each once, in order of appearance."""
+    return list(dict.fromkeys(name for spec in specs for name in spec.dynamic))
+
+
+def resize(feeds: Feeds, specs: Sequence[TensorSpec], sizes: Sizes) -> Feeds:
+    """The same feeds cut or repeated along their dynamic dimensions to these sizes."""
+    shapes = {spec.name: shape_of(spec, sizes) for spec in specs}
+    return {
+        name: _fit(array, shapes[name]) if name in shapes else array
+        for name, array in feeds.items()
+    }
+
+
+def specs_of(samples: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
+    """Input specs read off samples: sizes that differ between samples are dynamic.
+
+    The first dimension is the batch where all inputs with dimensions agree on it in each sample.
+    """
+    first = samples[0]
+    has_batch = all(
+        len({array.shape[0] for array in feeds.values() if array.ndim}) == 1 for feeds in samples
+    )
+    specs = []
+    for name, array in first.items():
+        shapes = [feeds[name].shape for feeds in samples if feeds[name].ndim == array.ndim]
+        shape: list[int | str] = [
+            size if all(s[axis] == size for s in shapes) else f"{name}_dim{axis}"
+            for axis, size in enumerate(array.shape)
+        ]
+        if shape and has_batch:
+            shape[0] = "batch"
+        specs.append(TensorSpec(name, array.dtype.name, tuple(shape)))
+    return tuple(specs)
+
+
+def read(path: Path) -> list[Feeds]:
+    """Samples from disk: one `.npz` (a sample), `.jsonl` (a sample a line), or a folder of `.npz`.
+
+    In `.jsonl` each line maps input names to (nested) lists; whole numbers become int64, others
+    float32.
+
+    Raises:
+        SamplesError: the file is missing, of another kind, broken or empty, or holds NaN.
+    """
+    if path.is_dir():
+        samples = [feeds for file in sorted(path.glob("*.npz")) for feeds in read(file)]
+        if not samples:
+            raise SamplesError(f"No .npz files in {path}.", hint=_SAMPLES_HINT)
+        return samples
+    readers = {".npz": _read_npz, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise SamplesError(f"{path} is no samples file.", hint=_SAMPLES_HINT)
+    try:
+        samples = readers[path.suffix](path)
+    except FileNotFoundError as cause:
+        raise SamplesError(f"There is no samples file {path}.", hint=_SAMPLES_HINT) from cause
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as cause:
+        raise SamplesError(
+            f"The samples in {path} cannot be read.", why=str(cause), hint=_SAMPLES_HINT
+        ) from cause
+    _check_sane(path, samples)
+    return samples
+
+
+_SAMPLES_HINT = (
+    'Write them with numpy:  np.savez("inputs.npz", x=array)   (one array per input, batch first)'
+)
+
+
+def _read_npz(path: Path) -> list[Feeds]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return [dict(arrays)]
+
+
+def _read_jsonl(path: Path) -> list[Feeds]:
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [{name: _from_list(value) for name, value in line.items()} for line in lines]
+
+
+def _from_list(value: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(value)
+    if array.dtype == np.float64:
+        return array.astype(np.float32)
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"an input holds {array.dtype}, numbers are expected")
+    return array
+
+
+def _check_sane(path: Path, samples: Sequence[Feeds]) -> None:
+    if not samples or not any(samples):
+        raise SamplesError(f"{path} holds no samples.", hint=_SAMPLES_HINT)
+    for index, feeds in enumerate(samples):
+        for name, array in feeds.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise SamplesError(
+                    f"Sample {index} in {path} has NaN or infinity in '{name}'.",
+                    hint="Leave such samples out.",
+                )
+
+
+def _fit(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    if array.ndim != len(shape):
+        return array
+    for axis, size in enumerate(shape):
+        if array.shape[axis] != size:
+            array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
+    return array
+
+
+def parse_spec(text: str) -> TensorSpec:
+    """An input as the command line writes it: `name=float32[batch,3,224,224]`, `sr=int64[]`.
+
+    Raises:
+        UsageError: it is not written that way.
+    """
+    found = re.fullmatch(r"([^=]+)=(\w+)\[([^\]]*)\]", text.strip())
+    sizes = [size.strip() for size in found[3].split(",") if size.strip()] if found else []
+    if not found or dtype_bits(found[2]) == 0 or not all(re.fullmatch(r"\w+", s) for s in sizes):
+        raise UsageError(
+            f"'{text}' does not describe an input.",
+            hint='Write it as  --input "x=float32[batch,3,224,224]"   (names are dynamic sizes)',
+        )
+    shape = tuple(int(size) if size.isdigit() else size for size in sizes)
+    return TensorSpec(found[1].strip(), found[2], shape)
 
 
 def _draw_one(

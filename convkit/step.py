@@ -31,10 +31,22 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that a step needs: the module it imports, and the extra that brings it."""
+    """A Python package that a step needs.
+
+    Attributes:
+        module: what is imported.
+        extra: the extra of convkit that brings it.
+        name: the distribution's name where it is not the module's (`mobius` is `mobius-onnx`).
+    """
 
     module: str
     extra: str
+    name: str = ""
+
+    @property
+    def distribution(self) -> str:
+        """Its name as pip knows it."""
+        return self.name or self.module.replace("_", "-")
 
     @property
     def is_available(self) -> bool:
@@ -72,10 +84,10 @@ class Runner(abc.ABC):
         A name missing from `sizes` gets a default; a name the model does not have is ignored.
         """
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> None:  # noqa: B027 - most runners have nothing to wait for
         """Waits until the device has finished; nothing to wait for on a CPU."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most runners are freed with the object
         """Gives memory back. Also called on leaving the context."""
 
     def __enter__(self) -> Runner:
@@ -103,7 +115,8 @@ class Format:
         open: a Runner for an artifact of this format, or None where it cannot be run.
         open_exact: a Runner that rounds as real hardware of that precision does, where the usual
             runtime hides it (ONNX Runtime on x86 computes fp16 in fp32). None: `open` is exact.
-        load: the framework's own object (an `nn.Module`) for a converter; None where a path is enough.
+        load: the framework's own object (an `nn.Module`) for a converter; None where the path
+            is enough.
     """
 
     name: str
@@ -233,9 +246,7 @@ class Pass:
 Step = Converter | Pass
 
 
-def rung(
-    name: str, *, needs: Sequence[Package] = ()
-) -> Callable[[Callable[..., None]], Rung]:
+def rung(name: str, *, needs: Sequence[Package] = ()) -> Callable[[Callable[..., None]], Rung]:
     """Makes a function `(source, out, work, *, options...)` one rung of a converter's ladder."""
 
     def record(function: Callable[..., None]) -> Rung:

@@ -1,0 +1,93 @@
+"""The options that commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from convkit.recipe import Recipe
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options every command has."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say more; show traces of failures."),
+        click.option("-q", "--quiet", is_flag=True, help="Print results only."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    ):
+        function = option(function)
+    return function
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a model is to be opened."""
+    for option in (
+        click.option("--trust", is_flag=True, help="Open files that run code."),
+        click.option(
+            "--input", "inputs", multiple=True, metavar="SPEC",
+            help='An input: "x=float32[batch,3,224,224]"; names are dynamic sizes.',
+        ),
+        click.option("--samples", type=click.Path(path_type=Path), help="Inputs: .npz, .jsonl."),
+        click.option("--weights", metavar="FILE[:KEY]", help="Weights of a factory's network."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a model is to become."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace an existing result."),
+        click.option("--no-verify", is_flag=True, help="Skip the comparison with the source."),
+        click.option("--opset", type=int, help="ONNX opset of the result."),
+        click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
+                     help="An option of a step: onnx-fp16.keep_io=false."),
+        click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the result goes."),
+        *(click.option(f"--{name}", "precision", flag_value=name, help=f"At {name} precision.")
+          for name in ("q4", "int8", "bf16", "fp16")),
+        click.option("--to", required=True, metavar="FORMAT", help="Target format."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def recipe_from(options: dict[str, Any]) -> Recipe:
+    """The recipe that a command line means."""
+    from convkit.artifact import Precision
+    from convkit.recipe import Recipe
+
+    precision = options["precision"]
+    return Recipe(
+        model=options["model"],
+        to=options["to"],
+        precision=Precision(precision) if precision else None,
+        out=options["out"],
+        weights=options["weights"],
+        samples=options["samples"],
+        inputs=options["inputs"],
+        settings=settings_from(options["settings"]),
+        opset=options["opset"],
+        verify=not options["no_verify"],
+        trust=options["trust"],
+        force=options["force"],
+    )
+
+
+def settings_from(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`onnx-fp16.keep_io=false` as name and typed value, read as YAML reads it."""
+    import yaml
+
+    from convkit.errors import UsageError
+
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            hint = "Write it as  --set onnx-fp16.keep_io=false"
+            raise UsageError(f"'{text}' does not set an option.", hint=hint)
+        settings[name.strip()] = yaml.safe_load(value)
+    return settings

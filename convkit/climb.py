@@ -1,0 +1,256 @@
+"""Takes one step of a route: its rungs in order, each result opened and verified, one chosen."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from convkit import __version__, graph, resources, verification
+from convkit.artifact import Artifact, LineageEntry, Opening, Precision
+from convkit.errors import (
+    ConvkitError,
+    RungSkipped,
+    StepError,
+    UnsupportedError,
+    VerificationError,
+)
+from convkit.graph import ConverterGraph
+from convkit.listener import Listener
+from convkit.report import RungReport, StepReport
+from convkit.step import Rung, Step, Work
+from convkit.workspace import Workspace, is_disk_full
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What one rung made: the result, opened and judged."""
+
+    artifact: Artifact
+    comparison: verification.Comparison
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Takes steps: the rungs of each in order until one gives a verified result.
+
+    Attributes:
+        converters: where formats are found.
+        place: where results come into being.
+        recording: what the untouched source computes.
+        options: step name -> its options.
+        last: the step whose result gets the destination's name.
+        verifies: False where the user wants no comparison.
+        trust: passed on to what opens results.
+        listener: hears how it goes on.
+    """
+
+    converters: ConverterGraph
+    place: Workspace
+    recording: verification.Recording
+    options: Mapping[str, Mapping[str, Any]]
+    last: Step
+    verifies: bool
+    trust: bool
+    listener: Listener
+
+    def take(self, step: Step, source: Artifact, number: int) -> tuple[Artifact, StepReport]:
+        """The step's verified result and how it went.
+
+        Of rungs that verify, the first that keeps every dynamic dimension serves; failing that,
+        the one that keeps most.
+
+        Raises:
+            ConvkitError: no rung gave a verified result; the first real failure is raised.
+        """
+        best: tuple[_Attempt, str, tuple[str, ...]] | None = None
+        reasons: dict[str, str] = {}
+        failures: list[ConvkitError] = []
+        with resources.measured() as usage:
+            for rung in step.rungs:
+                notes: list[str] = []
+                try:
+                    attempt = self._attempt(step, rung, source, number, notes.append)
+                except RungSkipped as skipped:
+                    reasons[rung.name] = str(skipped)
+                    continue
+                except ConvkitError as error:
+                    reasons[rung.name] = error.what
+                    failures.append(error)
+                    continue
+                finally:
+                    gc.collect()
+                lost = attempt.comparison.lost
+                if best is None or len(lost) < len(best[0].comparison.lost):
+                    best = (attempt, rung.name, tuple(notes))
+                if not lost:
+                    break
+                reasons[rung.name] = f"loses the dynamic dimensions {', '.join(lost)}"
+        if best is None:
+            raise self._failure(step, failures, reasons)
+        attempt, served, kept_notes = best
+        lost = attempt.comparison.lost
+        fixed = (f"Dynamic dimensions that became fixed: {', '.join(lost)}",) if lost else ()
+        reasons.pop(served, None)
+        report = StepReport(
+            name=step.name,
+            seconds=usage.seconds,
+            peak_rss_mib=usage.peak_rss_mib,
+            loses=step.loses,
+            rungs=(
+                *(RungReport(name, False, reason) for name, reason in reasons.items()),
+                RungReport(served, True),
+            ),
+            notes=(*kept_notes, *fixed),
+            checks=attempt.comparison.checks,
+        )
+        return attempt.artifact, report
+
+    def _attempt(
+        self, step: Step, rung: Rung, source: Artifact, number: int, note: Callable[[str], None]
+    ) -> _Attempt:
+        """Runs one rung, opens what it made, and judges it."""
+        missing = [need for need in rung.needs if not need.is_available]
+        if missing:
+            raise RungSkipped(f"needs {missing[0].module}: {missing[0].install}")
+        target = graph.after(step, (source.format, source.precision))
+        out = self.place.room(f"{number}-{rung.name}") / self._result_name(step, target)
+        work = Work(self.recording.samples, self._load, note, self.listener.progress)
+        _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
+        made = self._describe(step, source, out, target[1])
+        if not self.verifies:
+            return _Attempt(made, verification.Comparison(()))
+        self.listener.stage(f"Verifying {step.name} ({rung.name})")
+        comparison = self._judge(made, note)
+        if not comparison.passed:
+            raise _verification_error(step, comparison, out, self.recording)
+        return _Attempt(made, comparison)
+
+    def _failure(
+        self, step: Step, failures: list[ConvkitError], reasons: Mapping[str, str]
+    ) -> ConvkitError:
+        """The most telling failure of a step, with why its other rungs did not serve.
+
+        A result that was made but differs is more than one that could not be made; it is kept.
+        """
+        if not failures:
+            why = [f"{name}: {reason}" for name, reason in reasons.items()]
+            return UnsupportedError(f"{step.name} has no way to convert this model.", why=why)
+        chosen = max(failures, key=lambda failure: (failure.exit_code == 7, failure.exit_code != 6))
+        others = [f"{name}: {why}" for name, why in reasons.items() if why != chosen.what]
+        chosen.why = (*chosen.why, *others)
+        result = chosen.details.pop("result", None)
+        if result is not None:
+            chosen.why = (*chosen.why, f"Kept for inspection: {self.place.reject(result)}")
+        return chosen
+
+    def _load(self, artifact: Artifact) -> Any:
+        load = self.converters.format(artifact.format).load
+        if load is None:
+            raise StepError(f"{artifact.format} files have no framework object to load.")
+        return load(artifact)
+
+    def _result_name(self, step: Step, target: graph.State) -> str:
+        """The destination's name for the last step, so that names written inside a result fit."""
+        if step is self.last:
+            return self.place.destination.name
+        return f"{self.place.destination.stem}{self.converters.format(target[0]).suffixes[0]}"
+
+    def _describe(self, step: Step, source: Artifact, out: Path, precision: Precision) -> Artifact:
+        """The written file as an artifact; what its headers do not tell follows from the source."""
+        opening = Opening(inputs=source.inputs, trust=self.trust)
+        found = graph.detect(out, opening=opening, graph=self.converters)
+        expected = graph.after(step, (source.format, source.precision))[0]
+        if found.format != expected:
+            raise StepError(f"{step.name} wrote {found.format} where {expected} was due.")
+        entry = LineageEntry(
+            step=step.name,
+            options=dict(self.options.get(step.name, {})),
+            versions=_versions(step),
+            input_sha256=source.sha256(),
+            finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        return replace(
+            found,
+            precision=precision,
+            inputs=found.inputs or source.inputs,
+            outputs=found.outputs or source.outputs,
+            lineage=(*source.lineage, entry),
+        )
+
+    def _judge(self, made: Artifact, note: Callable[[str], None]) -> verification.Comparison:
+        """Compares at the precision's true arithmetic; the usual runtime must load it as well."""
+        found = self.converters.format(made.format)
+        if found.open is None:
+            raise VerificationError(f"{made.format} cannot be run here, so it cannot be verified.")
+        is_low = made.precision in (Precision.FP16, Precision.BF16)
+        if found.open_exact is None or not is_low:
+            with found.open(made) as runner:
+                return verification.compare(self.recording, runner, made.precision)
+        with found.open_exact(made) as runner:
+            comparison = verification.compare(self.recording, runner, made.precision)
+        first = replace(self.recording, runs=self.recording.runs[:1])
+        try:
+            with found.open(made) as runner:
+                usual = verification.compare(first, runner, made.precision)
+        except ConvkitError as error:
+            if made.precision is Precision.BF16:  # ONNX Runtime's CPU kernels know no bfloat16
+                note(f"Verified by emulation only; this machine's runtime: {error.what}")
+                return comparison
+            raise
+        return comparison if usual.passed else usual
+
+
+def _run_rung(
+    step: Step, rung: Rung, source: Artifact, out: Path, work: Work, options: Mapping[str, Any]
+) -> None:
+    """Runs a rung with the options it knows; foreign exceptions become a StepError."""
+    mine = {name: value for name, value in options.items() if name in rung.options}
+    try:
+        rung.run(source, out, work, **mine)
+    except (ConvkitError, RungSkipped, MemoryError):
+        raise
+    except Exception as cause:
+        if is_disk_full(cause):
+            raise OSError(28, "No space left on device") from cause
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise StepError(
+            f"{step.name} ({rung.name}) failed: {type(cause).__name__}: {first[:500]}",
+            hint="See the whole trace:  -v",
+        ) from cause
+    if not out.exists():
+        raise StepError(f"{step.name} ({rung.name}) ended without writing a result.")
+
+
+def _verification_error(
+    step: Step, comparison: verification.Comparison, result: Path, recording: verification.Recording
+) -> VerificationError:
+    worst = comparison.failures[0]
+    lines = [
+        f"{check.output}: {check.metric} {check.value:.6g}, the limit is {check.limit:.6g}"
+        f" ({check.sample})"
+        for check in comparison.failures[:5]
+    ]
+    return VerificationError(
+        f"Verification failed after {step.name}: output '{worst.output}' differs from the source.",
+        why=lines,
+        hint="Look where it begins:  convkit verify SOURCE RESULT --bisect"
+        "      or give real inputs:  --samples inputs.npz",
+        checks=[check.to_json() for check in comparison.checks],
+        samples=[verification.label_of(feeds) for feeds in recording.samples],
+        result=result,
+    )
+
+
+def _versions(step: Step) -> dict[str, str]:
+    versions = {"convkit": __version__}
+    for need in step.needs:
+        try:
+            versions[need.distribution] = metadata.version(need.distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,357 @@
+"""The converter graph: which steps there are, what a file is, and the route between two formats."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import importlib
+import importlib.metadata
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from convkit.artifact import Artifact, Opening, Precision
+from convkit.errors import ModelError, NoRouteError, UnknownNameError, UsageError
+from convkit.step import Converter, Format, Package, Pass, Step
+
+_ROOMS = ("formats", "converters", "passes")
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+MISSING_COST = 100.0
+"""What a step with a missing package costs more, so that a route that works here is preferred."""
+
+LOWERED_COST = 0.25
+"""What carrying a lowered precision through a converter costs more: precision drops late."""
+
+State = tuple[str, Precision]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A chain of steps from one (format, precision) to another."""
+
+    source: State
+    steps: tuple[Step, ...]
+    cost: float
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The (format, precision) before each step, and after the last."""
+        states = [self.source]
+        for step in self.steps:
+            states.append(after(step, states[-1]))
+        return tuple(states)
+
+    def missing(self) -> tuple[Package, ...]:
+        """Packages that its steps and formats need and that are not installed."""
+        needs = [need for step in self.steps for need in step.needs]
+        return tuple(dict.fromkeys(need for need in needs if not need.is_available))
+
+    def explain(self) -> list[dict[str, Any]]:
+        """A dictionary per step: name, from, to, loses, missing packages, options with defaults."""
+        rows = []
+        for step, before, after in zip(self.steps, self.states, self.states[1:], strict=False):
+            rows.append(
+                {
+                    "name": step.name,
+                    "from": f"{before[0]} {before[1]}",
+                    "to": f"{after[0]} {after[1]}",
+                    "loses": step.loses,
+                    "rungs": [rung.name for rung in step.rungs],
+                    "missing": [n.module for n in step.needs if not n.is_available],
+                    "options": {name: str(p.default) for name, p in step.options.items()},
+                }
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class ConverterGraph:
+    """All formats and steps there are, by name.
+
+    Attributes:
+        origins: step or format name -> the distribution a plugin came from; own rooms are absent.
+    """
+
+    formats: Mapping[str, Format]
+    steps: Mapping[str, Step]
+    origins: Mapping[str, str]
+
+    def format(self, name: str) -> Format:
+        """The format of that name. Raises UnknownNameError with the nearest match."""
+        if name not in self.formats:
+            raise UnknownNameError("format", name, self.formats)
+        return self.formats[name]
+
+    def step(self, name: str) -> Step:
+        """The step of that name (`onnx-fp16`). Raises UnknownNameError with the nearest match."""
+        if name not in self.steps:
+            raise UnknownNameError("step", name, self.steps)
+        return self.steps[name]
+
+    def plan(self, source: State, to: str, precision: Precision | None = None) -> Route:
+        """The cheapest route; precision never rises and falls as late as possible.
+
+        Args:
+            source: format and precision of the model at hand.
+            to: format name.
+            precision: asked for; None keeps the source's.
+
+        Raises:
+            UnknownNameError: there is no format `to`.
+            NoRouteError: there is no route.
+        """
+        self.format(to)
+        goal = (to, precision or source[1])
+        for cost, state, steps in self._explore(source):
+            if state == goal:
+                return Route(source, steps, cost)
+        raise self._no_route(source, goal)
+
+    def reachable(self, source: State) -> dict[State, Route]:
+        """Every (format, precision) there is a route to, the source itself included."""
+        return {state: Route(source, steps, cost) for cost, state, steps in self._explore(source)}
+
+    def _explore(self, source: State) -> Iterator[tuple[float, State, tuple[Step, ...]]]:
+        """Dijkstra's algorithm: states in order of cost, each with its cheapest chain.
+
+        Source: Dijkstra, A note on two problems in connexion with graphs, 1959.
+        """
+        queue: list[tuple[float, int, State, tuple[Step, ...]]] = [(0.0, 0, source, ())]
+        settled: set[State] = set()
+        order = 0
+        while queue:
+            cost, _, state, steps = heapq.heappop(queue)
+            if state in settled:
+                continue
+            settled.add(state)
+            yield cost, state, steps
+            for step in self.steps.values():
+                if not _applies(step, state):
+                    continue
+                order += 1
+                arrived = after(step, state)
+                heapq.heappush(queue, (cost + _cost(step, state), order, arrived, (*steps, step)))
+
+    def _no_route(self, source: State, goal: State) -> NoRouteError:
+        reachable = self.reachable(source)
+        same_format = [str(p) for f, p in reachable if f == goal[0]]
+        same_precision = [f for f, p in reachable if p is goal[1] and f != source[0]]
+        why = [
+            f"{goal[0]} can be reached at: {', '.join(sorted(same_format)) or 'no precision'}",
+            f"{goal[1]} can be reached in: {', '.join(sorted(same_precision)) or 'no format'}",
+        ]
+        if not source[1].may_become(goal[1]):
+            why.insert(0, f"The source holds {source[1]}; a precision never rises.")
+        return NoRouteError(
+            f"No route from {source[0]} ({source[1]}) to {goal[0]} ({goal[1]}).",
+            why=why,
+            hint="See what there is:  convkit formats",
+            source=list(source),
+            goal=list(goal),
+        )
+
+
+def _applies(step: Step, state: State) -> bool:
+    if isinstance(step, Converter):
+        return step.source == state[0] and state[1] in step.carries
+    return (
+        step.format == state[0]
+        and state[1] in step.accepts
+        and state[1] is not step.precision
+        and state[1].may_become(step.precision)
+    )
+
+
+def after(step: Step, state: State) -> State:
+    """The (format, precision) a step arrives at from a state."""
+    return (step.target, state[1]) if isinstance(step, Converter) else (state[0], step.precision)
+
+
+def _cost(step: Step, state: State) -> float:
+    missing = MISSING_COST * sum(not need.is_available for need in step.needs)
+    lowered = LOWERED_COST * (isinstance(step, Converter) and state[1] is not Precision.FP32)
+    return step.cost + missing + lowered
+
+
+@functools.cache
+def discover() -> ConverterGraph:
+    """Scans the three rooms and the entry-point group `convkit.plugins`.
+
+    A plugin that cannot be imported fails loudly: an edge that vanishes in silence is worse.
+    """
+    formats: dict[str, Format] = {}
+    steps: dict[str, Step] = {}
+    origins: dict[str, str] = {}
+    for module, origin in _modules():
+        for value in vars(module).values():
+            if isinstance(value, Format):
+                formats[value.name] = value
+            elif isinstance(value, Converter | Pass):
+                steps[value.name] = value
+            else:
+                continue
+            if origin:
+                origins[value.name] = origin
+    return ConverterGraph(formats, steps, origins)
+
+
+def _modules() -> Iterator[tuple[ModuleType, str]]:
+    for room in _ROOMS:
+        package = importlib.import_module(f"convkit.{room}")
+        for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
+            yield importlib.import_module(f"convkit.{room}.{found.name}"), ""
+    for entry in importlib.metadata.entry_points(group="convkit.plugins"):
+        yield entry.load(), entry.dist.name if entry.dist else entry.value
+
+
+def detect(
+    model: str | Path,
+    *,
+    weights: Path | None = None,
+    opening: Opening | None = None,
+    graph: ConverterGraph | None = None,
+) -> Artifact:
+    """What a model is: its format by content, its precision and signature from headers.
+
+    Args:
+        model: a path, or `package.module:factory`.
+        weights: the weights file of a factory's network.
+        opening: how to open it, as far as the user said.
+        graph: other than the installed one, for tests.
+
+    Raises:
+        ModelError: missing, empty, or of no known format.
+        UsageError: a hub name, or weights without a factory.
+    """
+    graph = graph or discover()
+    opening = opening or Opening()
+    text = str(model)
+    if text.startswith("hf://"):
+        raise UsageError(
+            f"{text} lies on a hub; this version converts local models only.",
+            hint=f"Download it first:  hf download {text[5:]} --local-dir {Path(text).name}",
+        )
+    path = Path(text).expanduser()
+    if not path.exists() and _FACTORY.fullmatch(text):
+        opening = replace(opening, factory=text)
+        path = _existing(weights) if weights else module_file(text)
+    elif weights is not None:
+        raise UsageError(
+            f"--weights goes with a factory, but {text} is a path.",
+            hint=f"Name the network:  convkit convert package.module:factory --weights {weights}",
+        )
+    else:
+        _existing(path)
+    found = next((f for f in graph.formats.values() if f.matches(path, opening)), None)
+    if found is None:
+        raise _unrecognised(path, graph)
+    described = found.describe(path, opening)
+    artifact = Artifact(
+        path, found.name, described.precision, described.inputs, described.outputs, (), opening
+    )
+    return replace(artifact, lineage=artifact.read_lineage())
+
+
+def module_file(factory: str) -> Path:
+    """The source file of a factory's module, found without importing the module itself.
+
+    Raises:
+        ModelError: there is no such module.
+    """
+    import importlib.util
+    import sys
+
+    module = factory.partition(":")[0]
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError as cause:
+        raise _no_module(module) from cause
+    if spec is None or spec.origin is None:
+        raise _no_module(module)
+    return Path(spec.origin)
+
+
+def _no_module(module: str) -> ModelError:
+    return ModelError(
+        f"There is no Python module {module}.",
+        why=f"Searched in {Path.cwd()} and the installed packages.",
+        hint="Run from the folder that holds it, or set PYTHONPATH.",
+    )
+
+
+def _existing(path: Path) -> Path:
+    if path.exists():
+        return path
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    raise ModelError(
+        f"There is no file or folder {path}.",
+        hint=f"Did you mean {path.parent / near[0]}?" if near else "",
+    )
+
+
+def _unrecognised(path: Path, graph: ConverterGraph) -> ModelError:
+    if path.is_dir():
+        what = f"The folder {path} holds no model of a known format."
+        names = sorted(p.name for p in path.iterdir())
+        why = f"It holds: {', '.join(names[:8]) or 'nothing'}"
+    else:
+        size = path.stat().st_size
+        what = f"{path} is empty." if size == 0 else f"{path} is not a model of a known format."
+        why = "" if size == 0 else f"{size} bytes, starting with {_head(path)}"
+    known = ", ".join(graph.formats)
+    return ModelError(what, why=[why] if why else [], hint=f"Known formats: {known}")
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.read(8).hex(" ")
+
+
+def options_of(graph: ConverterGraph, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"onnx-fp16.keep_io": False}` as options per step, every name checked.
+
+    Raises:
+        UnknownNameError: a step or option does not exist; offers the nearest.
+        UsageError: a setting is not written `step.option`, or its value has the wrong type.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for setting, value in settings.items():
+        name, dot, option = setting.partition(".")
+        if not dot:
+            raise UsageError(
+                f"'{setting}' does not name an option.",
+                hint="Write it as  --set onnx-fp16.keep_io=false",
+            )
+        step = graph.step(name)
+        option = option.replace("-", "_")
+        if option not in step.options:
+            raise UnknownNameError(f"option of {name}", option, step.options)
+        annotation = str(step.options[option].annotation)
+        chosen.setdefault(name, {})[option] = _typed(setting, value, annotation)
+    return chosen
+
+
+def _typed(setting: str, value: Any, annotation: str) -> Any:
+    """The value as the option's annotation wants it; annotations are text (PEP 563)."""
+    wanted: Sequence[tuple[str, Callable[[Any], bool]]] = (
+        ("bool", lambda v: isinstance(v, bool)),
+        ("int", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+        ("float", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
+        ("str", lambda v: isinstance(v, str)),
+        ("None", lambda v: v is None),
+        ("tuple", lambda v: isinstance(v, list | tuple)),
+        ("Sequence", lambda v: isinstance(v, list | tuple)),
+    )
+    fitting = [test for kind, test in wanted if re.search(rf"\b{kind}\b", annotation)]
+    if fitting and not any(test(value) for test in fitting):
+        raise UsageError(f"{setting} takes {annotation}, not {value!r}.")
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,279 @@
+"""The library's words: convert, plan, load, inspect, verify. The command line says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convkit import graph
+from convkit.artifact import Artifact, Description, Opening, Precision
+from convkit.errors import MissingRequirementError, StepError
+
+if TYPE_CHECKING:
+    from convkit.bisect import Divergence
+    from convkit.listener import Listener
+    from convkit.pipeline import Plan
+    from convkit.recipe import Recipe
+    from convkit.report import Report
+    from convkit.step import Runner
+    from convkit.verification import Check
+
+
+def convert(
+    model: str | Path,
+    *,
+    to: str,
+    precision: str | None = None,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    samples: str | Path | None = None,
+    inputs: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    opset: int | None = None,
+    verify: bool = True,
+    trust: bool = False,
+    force: bool = False,
+    listener: Listener | None = None,
+) -> Report:
+    """Converts a model and verifies the result; the arguments are those of the command line.
+
+    Raises:
+        ConvkitError: any of its kinds; nothing is left under the result's name then.
+    """
+    from convkit import pipeline
+
+    recipe = _recipe(
+        model, to, precision, out, weights, samples, inputs, settings, opset, verify, trust, force
+    )
+    return pipeline.run(recipe, listener)
+
+
+def plan(
+    model: str | Path,
+    *,
+    to: str,
+    precision: str | None = None,
+    weights: str | Path | None = None,
+    inputs: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """What `convert` would do: the model as detected, the route, where the result would go."""
+    from convkit import pipeline
+
+    recipe = _recipe(model, to, precision, None, weights, None, inputs, settings)
+    return pipeline.plan(recipe)
+
+
+def _recipe(
+    model: str | Path,
+    to: str,
+    precision: str | None,
+    out: str | Path | None,
+    weights: str | Path | None,
+    samples: str | Path | None,
+    inputs: Sequence[str],
+    settings: Mapping[str, Any] | None,
+    opset: int | None = None,
+    verify: bool = True,
+    trust: bool = False,
+    force: bool = False,
+) -> Recipe:
+    from convkit.recipe import Recipe
+
+    return Recipe(
+        model=str(model),
+        to=to,
+        precision=Precision(precision) if precision else None,
+        out=Path(out) if out else None,
+        weights=str(weights) if weights else None,
+        samples=Path(samples) if samples else None,
+        inputs=tuple(inputs),
+        settings=settings or {},
+        opset=opset,
+        verify=verify,
+        trust=trust,
+        force=force,
+    )
+
+
+def load(
+    model: str | Path,
+    *,
+    weights: str | Path | None = None,
+    inputs: Sequence[str] = (),
+    trust: bool = False,
+) -> Runner:
+    """Opens a model of any format: `load("m.onnx")({"x": array})` gives `{"y": array}`.
+
+    Raises:
+        ModelError: it cannot be used.
+        MissingRequirementError: the package that runs it is missing.
+    """
+    return open_as_verified(_detect(model, weights, None, inputs, trust), exactly=False)
+
+
+def inspect(
+    model: str | Path,
+    *,
+    weights: str | Path | None = None,
+    samples: str | Path | None = None,
+    inputs: Sequence[str] = (),
+    trust: bool = False,
+) -> tuple[Artifact, Description]:
+    """What a model is, from its headers.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    artifact = _detect(model, weights, samples, inputs, trust)
+    found = graph.discover().format(artifact.format)
+    return artifact, found.describe(artifact.path, artifact.opening)
+
+
+def inspection_json(artifact: Artifact, described: Description) -> dict[str, Any]:
+    """The JSON of `convkit inspect`."""
+    return {
+        "path": str(artifact.path),
+        "format": artifact.format,
+        "precision": str(artifact.precision),
+        "size_bytes": artifact.size_bytes(),
+        "parameter_count": described.parameter_count,
+        "inputs": [spec.to_json() for spec in artifact.inputs],
+        "outputs": [spec.to_json() for spec in artifact.outputs],
+        "operators": dict(described.operators),
+        "details": dict(described.details),
+        "provenance": [
+            {"step": entry.step, "options": dict(entry.options), "versions": dict(entry.versions)}
+            for entry in artifact.lineage
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two models compute the same thing.
+
+    Attributes:
+        checks: every comparison made, the worst input of each.
+        notes: outputs that are called differently, dimensions that one fixes.
+        divergence: the first tensor at which they part, where it was looked for and found.
+    """
+
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+    divergence: Divergence | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON of `convkit verify`."""
+        document: dict[str, Any] = {
+            "checks": [check.to_json() for check in self.checks],
+            "passed": self.passed,
+            "notes": list(self.notes),
+        }
+        if self.divergence is not None:
+            document["divergence"] = self.divergence.to_json()
+        return document
+
+
+def verify(
+    reference: str | Path,
+    candidate: str | Path,
+    *,
+    weights: str | Path | None = None,
+    samples: str | Path | None = None,
+    inputs: Sequence[str] = (),
+    trust: bool = False,
+    bisect: bool = False,
+    listener: Listener | None = None,
+) -> Verdict:
+    """Runs two models of any two formats on the same inputs and judges the second by the first.
+
+    Args:
+        reference: the model that is right.
+        candidate: the model in question; its precision decides the limits, unless the reference's
+            is lower.
+        weights: weights of what is a factory.
+        inputs: input specs of what does not carry them.
+        samples: inputs to compare at; else seeded ones at several shapes.
+        trust: open files that run code.
+        bisect: also look for the first tensor at which they part.
+        listener: hears how it goes on.
+    """
+    from convkit import pipeline
+    from convkit import samples as inputs_of
+    from convkit import verification as comparing
+    from convkit.listener import Silence
+
+    listener = listener or Silence()
+    left = _detect(reference, weights, samples, inputs, trust)
+    right = _detect(candidate, weights, samples, inputs, trust)
+    listener.stage("Running the reference")
+    given = inputs_of.read(Path(samples)) if samples else []
+    with open_as_verified(left, exactly=False) as runner:
+        wanted = max(pipeline.SHAPE_SETS, len(given))
+        recording = comparing.record(runner, pipeline.inputs_for(runner, given), wanted)
+    if not right.inputs and not right.opening.inputs:
+        right = replace(right, opening=replace(right.opening, inputs=recording.inputs))
+    listener.stage("Running the candidate")
+    precision = min(left.precision, right.precision, key=lambda precision: precision.bits)
+    with open_as_verified(right) as runner:
+        comparison = comparing.compare(recording, runner, precision, same_names=False)
+    notes = [f"'{name}' is called '{other}' in the candidate" for name, other in comparison.renamed]
+    notes += [f"the candidate fixes {lost}" for lost in comparison.lost]
+    divergence = None
+    if bisect:
+        from convkit import bisect as bisecting
+
+        listener.stage("Looking for the first tensor at which they part")
+        divergence = bisecting.first_divergence(
+            left, right, recording.samples, load=_load, precision=precision
+        )
+    return Verdict(comparison.checks, tuple(notes), divergence)
+
+
+def _detect(
+    model: str | Path,
+    weights: str | Path | None,
+    samples: str | Path | None,
+    inputs: Sequence[str],
+    trust: bool,
+) -> Artifact:
+    recipe = _recipe(model, "", None, None, weights, samples, inputs, None, trust=trust)
+    is_factory = not Path(str(model)).expanduser().exists()
+    file = recipe.weights_file()[0] if is_factory else None
+    opening = recipe.opening() if inputs or samples or weights else Opening(trust=trust)
+    return graph.detect(model, weights=file, opening=opening)
+
+
+def open_as_verified(artifact: Artifact, *, exactly: bool = True) -> Runner:
+    """A runner; one that rounds as hardware of its precision does, where the format has one.
+
+    Args:
+        artifact: what to open.
+        exactly: False for the usual runtime, whatever it hides.
+    """
+    found = graph.discover().format(artifact.format)
+    missing = [need for need in found.needs if not need.is_available]
+    if missing:
+        raise MissingRequirementError(
+            f"Running {artifact.format} models needs {missing[0].module}.", hint=missing[0].install
+        )
+    if found.open is None:
+        raise StepError(f"{artifact.format} models cannot be run here.")
+    is_half = artifact.precision in (Precision.FP16, Precision.BF16)
+    opener = found.open_exact if exactly and is_half and found.open_exact else found.open
+    return opener(artifact)
+
+
+def _load(artifact: Artifact) -> Any:
+    load = graph.discover().format(artifact.format).load
+    if load is None:
+        raise StepError(f"{artifact.format} files have no framework object to load.")
+    return load(artifact)

@@ -1,0 +1,211 @@
+"""Runs a recipe: plan, check needs, record the source, step, verify, publish."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from convkit import graph, resources, samples, verification
+from convkit.artifact import Artifact, TensorSpec
+from convkit.climb import Climb
+from convkit.errors import MissingRequirementError, SamplesError, StepError, UsageError
+from convkit.graph import ConverterGraph, Route
+from convkit.listener import Listener, Silence
+from convkit.recipe import Recipe
+from convkit.report import Report, StepReport
+from convkit.step import Feeds, Runner
+from convkit.workspace import workspace
+
+SHAPE_SETS = 3
+"""Shapes every result is checked at: batch 1, a larger batch, an odd length."""
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe seen against the model at hand: what it is, the route, where the result goes."""
+
+    recipe: Recipe
+    source: Artifact
+    route: Route
+    destination: Path
+    options: Mapping[str, Mapping[str, Any]]
+
+
+def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
+    """What `run` would do.
+
+    Raises:
+        ModelError, UsageError, NoRouteError: see `graph.detect` and `ConverterGraph.plan`.
+    """
+    converters = converters or graph.discover()
+    converters.format(recipe.to)
+    options = graph.options_of(converters, recipe.settings)
+    weights, _ = recipe.weights_file()
+    source = graph.detect(recipe.model, weights=weights, opening=recipe.opening(), graph=converters)
+    route = converters.plan((source.format, source.precision), recipe.to, recipe.precision)
+    if not route.steps:
+        raise UsageError(
+            f"{recipe.model} already is {source.format} at {source.precision}.",
+            hint="Ask for another format or precision:  --to FORMAT  --fp16",
+        )
+    _check_options_are_used(options, route)
+    for step in route.steps:
+        if recipe.opset is not None and "opset" in step.options:
+            options.setdefault(step.name, {}).setdefault("opset", recipe.opset)
+    destination = recipe.out or _default_destination(recipe, source, route, converters)
+    return Plan(recipe, source, route, destination.expanduser().absolute(), options)
+
+
+def run(
+    recipe: Recipe, listener: Listener | None = None, converters: ConverterGraph | None = None
+) -> Report:
+    """Converts as the recipe says, and verifies every step against the untouched source.
+
+    Raises:
+        ConvkitError: any of its kinds; nothing is left under the destination's name then.
+    """
+    converters = converters or graph.discover()
+    listener = listener or Silence()
+    started = time.perf_counter()
+    listener.stage("Looking at the model")
+    job = plan(recipe, converters)
+    _check_needs(job, converters)
+    with workspace(job.destination, force=recipe.force) as place:
+        size = job.source.size_bytes()
+        resources.check_disk(place.folder, size)
+        resources.check_memory(size)
+        listener.stage("Running the source model")
+        with resources.measured() as usage:
+            source, recording = _record_source(job, converters)
+        peak = usage.peak_rss_mib
+        climb = Climb(
+            converters=converters,
+            place=place,
+            recording=recording,
+            options=job.options,
+            last=job.route.steps[-1],
+            verifies=recipe.verify,
+            trust=recipe.trust,
+            listener=listener,
+        )
+        current, reports = source, list[StepReport]()
+        for number, step in enumerate(job.route.steps, 1):
+            listener.stage(f"Step {number} of {len(job.route.steps)}: {step.name}")
+            current, report = climb.take(step, current, number)
+            reports.append(report)
+            peak = max(peak, report.peak_rss_mib)
+        listener.stage("Writing the result")
+        final = replace(current, path=job.destination)
+        current.write_manifest(
+            checks=[check.to_json() for check in reports[-1].checks], verified=recipe.verify
+        )
+        place.publish(current.path)
+        refused = [f"The source model itself refuses {text}" for text in recording.refused]
+        return Report(
+            source=job.source,
+            artifact=final,
+            steps=tuple(reports),
+            samples=tuple(verification.label_of(feeds) for feeds in recording.samples),
+            seconds=time.perf_counter() - started,
+            peak_rss_mib=peak,
+            notes=tuple(refused),
+            verified=recipe.verify,
+            size_bytes=final.size_bytes(),
+            source_size_bytes=size,
+        )
+
+
+def _record_source(
+    job: Plan, converters: ConverterGraph
+) -> tuple[Artifact, verification.Recording]:
+    """Runs the untouched source; returns it with its inputs and outputs resolved."""
+    opener = converters.format(job.source.format).open
+    if opener is None:
+        raise StepError(f"{job.source.format} models cannot be run, so nothing can be verified.")
+    given = samples.read(job.recipe.samples) if job.recipe.samples else []
+    with opener(job.source) as runner:
+        wanted = max(SHAPE_SETS, len(given))
+        recording = verification.record(runner, inputs_for(runner, given), wanted)
+    source = replace(job.source, inputs=recording.inputs, outputs=recording.outputs)
+    gc.collect()
+    return source, recording
+
+
+def inputs_for(runner: Runner, given: list[Feeds]) -> Iterator[Feeds]:
+    """Inputs to compare at: the user's samples as they are, then in other shapes; else seeded ones.
+
+    Without dynamic dimensions there is one shape, and seeds vary instead.
+    """
+    specs = runner.inputs
+    if given:
+        _check_samples(given, specs)
+        shapes = samples.shape_sets(specs) if samples.dynamic_names(specs) else iter(())
+        return chain(given, (samples.resize(given[0], specs, sizes) for sizes in shapes))
+    if samples.dynamic_names(specs):
+        shape_sets = samples.shape_sets(specs)
+        return (runner.example(sizes, _SEED + i) for i, sizes in enumerate(shape_sets))
+    return (runner.example({}, _SEED + i) for i in range(SHAPE_SETS))
+
+
+def _check_samples(given: Iterable[Feeds], specs: tuple[TensorSpec, ...]) -> None:
+    names = {spec.name for spec in specs}
+    for index, feeds in enumerate(given):
+        if names and set(feeds) != names:
+            raise SamplesError(
+                f"Sample {index} does not fit the model's inputs.",
+                why=[
+                    f"the model takes  {', '.join(map(str, specs))}",
+                    f"the sample has   {', '.join(sorted(feeds))}",
+                ],
+                hint="Name the arrays like the inputs.",
+            )
+
+
+def _check_needs(job: Plan, converters: ConverterGraph) -> None:
+    """Names every missing package before any work.
+
+    Raises:
+        MissingRequirementError: packages of the route, or to open what it makes, are missing.
+    """
+    formats = dict.fromkeys(name for name, _ in job.route.states)
+    needs = chain(
+        job.route.missing(), (need for name in formats for need in converters.format(name).needs)
+    )
+    missing = list(dict.fromkeys(need for need in needs if not need.is_available))
+    if missing:
+        extras = ",".join(dict.fromkeys(need.extra for need in missing))
+        raise MissingRequirementError(
+            f"The route {' -> '.join(step.name for step in job.route.steps)} needs packages that "
+            f"are not installed: {', '.join(need.module for need in missing)}.",
+            hint=f'pip install "convkit-ml[{extras}]"',
+            missing=[need.module for need in missing],
+        )
+
+
+def _check_options_are_used(options: Mapping[str, Any], route: Route) -> None:
+    names = [step.name for step in route.steps]
+    unused = [name for name in options if name not in names]
+    if unused:
+        raise UsageError(f"--set {unused[0]}... has no effect: the route is {' -> '.join(names)}.")
+
+
+def _default_destination(
+    recipe: Recipe, source: Artifact, route: Route, converters: ConverterGraph
+) -> Path:
+    """Beside the source, `model.onnx` -> `model.fp16.onnx`; a factory's in the working folder."""
+    suffix = converters.format(recipe.to).suffixes[0]
+    precision = route.states[-1][1]
+    lowered = precision is not source.precision
+    middle = f".{precision}" if lowered else ""
+    if source.opening.factory:
+        return Path(source.opening.factory.rpartition(":")[2].lower() + middle + suffix)
+    path = Path(recipe.model).expanduser().absolute()
+    stem = path.name if path.is_dir() else path.stem
+    return path.with_name(f"{stem}{middle}{suffix}")

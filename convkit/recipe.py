@@ -1,0 +1,156 @@
+"""Recipe: one conversion as an object, built by the command line or read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from convkit.artifact import Opening, Precision
+from convkit.errors import UsageError
+
+_FIELDS = {"set": "settings"}
+"""Names in YAML that are called otherwise in Python, where `set` is taken."""
+
+
+class Recipe(BaseModel):
+    """What to convert, to what, and how.
+
+    Attributes:
+        model: a path, or `package.module:factory`.
+        to: target format.
+        precision: asked for; None keeps the source's.
+        out: where the result goes; None: beside the source (`model.onnx` -> `model.fp16.onnx`).
+        weights: weights of a factory's network; `FILE:KEY` names a state dict inside.
+        samples: inputs to trace and verify with.
+        inputs: input specs, `x=float32[batch,3,224,224]`.
+        settings: `step.option` -> value; in YAML the field is called `set`.
+        opset: ONNX opset for every step that has one.
+        verify: False skips the comparison with the source.
+        trust: the user vouches for code inside the model file.
+        force: an existing result is replaced.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    to: str
+    precision: Precision | None = None
+    out: Path | None = None
+    weights: str | None = None
+    samples: Path | None = None
+    inputs: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    opset: int | None = Field(default=None, ge=7)
+    verify: bool = True
+    trust: bool = False
+    force: bool = False
+
+    def weights_file(self) -> tuple[Path | None, str | None]:
+        """The weights file and the key inside it."""
+        return split_weights(self.weights)
+
+    def opening(self) -> Opening:
+        """How the model is to be opened, as far as the recipe says."""
+        from convkit import samples
+
+        specs = tuple(samples.parse_spec(text) for text in self.inputs)
+        if self.samples and not specs:
+            specs = samples.specs_of(samples.read(self.samples))
+        return Opening(weights_key=self.weights_file()[1], inputs=specs, trust=self.trust)
+
+
+def split_weights(weights: str | None) -> tuple[Path | None, str | None]:
+    """`FILE` or `FILE:KEY` as (path, key); a colon inside an existing file's name is kept."""
+    if weights is None:
+        return None, None
+    if Path(weights).exists() or ":" not in weights:
+        return Path(weights).expanduser(), None
+    file, _, key = weights.rpartition(":")
+    return Path(file).expanduser(), key
+
+
+def read(path: Path, settings: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe; relative paths in it are taken from the recipe's own folder.
+
+    Args:
+        path: the YAML file.
+        settings: recipe fields and step options that override the file's.
+
+    Raises:
+        UsageError: missing, not YAML, or a field is unknown or wrong; says the line.
+    """
+    try:
+        text = path.read_text()
+        document = yaml.safe_load(text)
+        lines = _lines(text)
+    except OSError as cause:
+        raise UsageError(f"The recipe {path} cannot be read.", why=str(cause)) from cause
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        why = str(cause).splitlines()
+        raise UsageError(f"The recipe {path} is not YAML.", why=why) from cause
+    if not isinstance(document, dict):
+        raise UsageError(
+            f"The recipe {path} holds no fields.",
+            hint="It needs at least:  model: ...  and  to: ...",
+        )
+    _override(document, settings or {})
+    try:
+        recipe = Recipe.model_validate({_FIELDS.get(str(k), k): v for k, v in document.items()})
+    except ValidationError as cause:
+        raise _explained(path, cause, lines) from cause
+    return recipe.model_copy(update=_anchored(recipe, path.parent))
+
+
+def _override(document: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if "." in name:
+            document.setdefault("set", {})[name] = value
+        else:
+            document[name] = value
+
+
+def _anchored(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Relative paths of the recipe, taken from its folder."""
+    changed: dict[str, Any] = {}
+    if (folder / recipe.model).exists():
+        changed["model"] = str(folder / recipe.model)
+    for field in ("out", "samples"):
+        value = getattr(recipe, field)
+        if value is not None:
+            changed[field] = folder / value
+    if recipe.weights:
+        changed["weights"] = str(folder / recipe.weights)
+    return changed
+
+
+def _explained(path: Path, cause: ValidationError, lines: Mapping[str, int]) -> UsageError:
+    in_yaml = {field: name for name, field in _FIELDS.items()}
+    known = [in_yaml.get(name, name) for name in Recipe.model_fields]
+    why = []
+    for problem in cause.errors():
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        where = f"line {lines[field]}: " if field in lines else ""
+        if problem["type"] == "extra_forbidden":
+            why.append(f"{where}there is no field '{field}'{_nearest(field, known)}")
+        else:
+            why.append(f"{where}{field}: {problem['msg']}")
+    return UsageError(
+        f"The recipe {path} does not fit.", why=why, hint=f"Fields: {', '.join(known)}"
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Top-level field -> line, counted from 1."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {key.value: key.start_mark.line + 1 for key, _ in pairs}
