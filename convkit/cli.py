@@ -221,7 +221,7 @@ def verify(
         if bisect:
             console.print_divergence(result.divergence)
     if not result.passed:
-        raise _Exit(VerificationError.exit_code)
+        raise SystemExit(VerificationError.exit_code)
 
 
 @cli.command()
@@ -243,7 +243,7 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     else:
         console.print_findings(findings)
     if any(finding.state == "wrong" for finding in findings):
-        raise _Exit(4)
+        raise SystemExit(4)
 
 
 @cli.command()
@@ -266,28 +266,20 @@ def demo(folder: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
         console.print_tour(reports)
 
 
-class _Exit(Exception):
-    """Ends with a code after everything was printed."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 def main() -> NoReturn:
     """The `convkit` command: runs it and turns every outcome into an exit code."""
-    sys.exit(_outcome(functools.partial(cli.main, prog_name="convkit", standalone_mode=False)))
+    sys.exit(outcome(functools.partial(cli.main, prog_name="convkit", standalone_mode=False)))
 
 
-def _outcome(command: Callable[[], Any]) -> int:
+def outcome(command: Callable[[], Any]) -> int:
     """The exit code of a command that was run; failures are printed."""
     from convkit.errors import ConvkitError, ResourceError, UsageError
 
     _end_on_termination()
     try:
         command()
-    except _Exit as end:
-        return end.code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
     except ConvkitError as error:
         return _report(error)
     except click.exceptions.Exit as end:
@@ -302,12 +294,12 @@ def _outcome(command: Callable[[], Any]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except Exception:  # a bug: say where to report it
+    except Exception as bug:
         import traceback
 
         click.echo(traceback.format_exc(), err=True)
-        click.echo(f"This is a bug in convkit {__version__}; please report it: {_ISSUES}", err=True)
-        return 1
+        hint = f"Please report it, with the lines above: {_ISSUES}"
+        return _report(ConvkitError(f"This is a bug in convkit {__version__}: {bug!r}", hint=hint))
     return 0
 
 
@@ -331,7 +323,7 @@ def _end_on_termination() -> None:
     import signal
 
     def end(signum: int, frame: object) -> NoReturn:
-        raise _Exit(128 + signum)
+        raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, end)
 

@@ -202,12 +202,28 @@ def discover() -> ConverterGraph:
 
 
 def _modules() -> Iterator[tuple[ModuleType, str]]:
+    """Modules that hold records, each with the distribution it came from ("" for our own)."""
     for room in _ROOMS:
         package = importlib.import_module(f"convkit.{room}")
-        for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
-            yield importlib.import_module(f"convkit.{room}.{found.name}"), ""
+        names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
+        for name in names:
+            if _holds_record(room, name, names):
+                yield importlib.import_module(f"convkit.{room}.{name}"), ""
     for entry in importlib.metadata.entry_points(group="convkit.plugins"):
         yield entry.load(), entry.dist.name if entry.dist else entry.value
+
+
+def _holds_record(room: str, name: str, names: Sequence[str]) -> bool:
+    """Whether a module's name is that of a record: the others support one and are not imported.
+
+    Converters are `<source>_to_<target>`, passes `<format>_<precision>`, formats one name that
+    extends no other's (`onnx_header` supports `onnx`).
+    """
+    if room == "converters":
+        return "_to_" in name
+    if room == "passes":
+        return name.rpartition("_")[2] in {str(precision) for precision in Precision}
+    return not any(name.startswith(f"{other}_") for other in names)
 
 
 def detect(

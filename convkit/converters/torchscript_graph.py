@@ -1,0 +1,257 @@
+"""Rewrites the graph of a ScriptModule so that exporters can read it: state, refusals, dictionaries.
+
+A TorchScript `forward` may keep state in attributes, refuse bad inputs with `raise`, and return a
+dictionary; ONNX and exported programs have none of the three. `make_functional` turns the graph into
+one that computes what a call from the reset state computes, in place, with PyTorch's own graph
+passes for everything but the state itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convkit.errors import UnsupportedError
+
+Path = tuple[str, ...]
+"""Where an attribute hangs: names from the outermost module down."""
+
+
+@dataclass
+class Rewrite:
+    """What `make_functional` changed.
+
+    Attributes:
+        state: attributes that no longer survive a call, dotted.
+        refusals: number of checks that would have raised and are gone.
+        fixed: arguments that became constants.
+    """
+
+    state: list[str] = field(default_factory=list)
+    refusals: int = 0
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+def make_functional(module: Any, fixed: Mapping[str, Any] | None = None) -> Rewrite:
+    """Rewrites `module.forward` in place, so that a call reads and writes no attribute.
+
+    Call it on a module of your own that was not run yet: PyTorch caches what it compiled.
+
+    Args:
+        module: a loaded ScriptModule; its `reset_states()`, if it has one, is called first.
+        fixed: argument name -> value to put in its place.
+    """
+    import torch
+
+    if _has_reset(module):
+        module.reset_states()
+    graph = module.forward.graph
+    torch._C._jit_pass_inline(graph)
+    state = _StateRemoval(graph, module)
+    done = Rewrite(state=state.run(), fixed=_fix_arguments(graph, fixed or {}))
+    done.refusals = _drop_refusals(graph.block())
+    _flatten_dictionary(graph)
+    torch._C._jit_pass_constant_propagation(graph)
+    torch._C._jit_pass_peephole(graph, False)
+    torch._C._jit_pass_dce(graph)
+    torch._C._jit_pass_lint(graph)
+    return done
+
+
+def control_flow(module: Any) -> list[str]:
+    """Kinds of the nodes that a traced graph never has: branches, loops, refusals, assignments."""
+    kinds = ("prim::If", "prim::Loop", "prim::RaiseException", "prim::SetAttr")
+    found = (node.kind() for node in nodes_of(module.inlined_graph) if node.kind() in kinds)
+    return list(dict.fromkeys(found))
+
+
+def assigned_attributes(module: Any) -> list[Path]:
+    """Paths of the module's attributes that `forward` assigns."""
+    graph = module.inlined_graph
+    root = next(graph.inputs()).debugName()
+    paths = [
+        attribute_path(node, root) for node in nodes_of(graph) if node.kind() == "prim::SetAttr"
+    ]
+    return list(dict.fromkeys(path for path in paths if path is not None))
+
+
+def attribute_path(node: Any, root: str) -> Path | None:
+    """Where the attribute of a GetAttr or SetAttr hangs; None if not below the module."""
+    path = [node.s("name")]
+    value = next(node.inputs())
+    while value.debugName() != root:
+        if value.node().kind() != "prim::GetAttr":
+            return None
+        path.append(value.node().s("name"))
+        value = value.node().input()
+    return tuple(reversed(path))
+
+
+def nodes_of(block: Any) -> Iterator[Any]:
+    """All nodes of a graph or block, those of branches and loops included."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from nodes_of(inner)
+
+
+class _StateRemoval:
+    """Turns attributes that `forward` assigns into values that flow through the graph.
+
+    A branch that assigns gets an output more per attribute, a loop a carried value more: the usual
+    construction of static single assignment form, on structured control flow.
+    """
+
+    def __init__(self, graph: Any, module: Any) -> None:
+        self._graph = graph
+        self._module = module
+        self._root = next(graph.inputs()).debugName()
+        self._types: dict[Path, Any] = {}
+        self._dead: list[Any] = []
+
+    def run(self) -> list[str]:
+        """Rewrites the graph; gives the attributes' dotted names."""
+        for node in nodes_of(self._graph):
+            if node.kind() == "prim::SetAttr":
+                self._types.setdefault(self._path(node), list(node.inputs())[1].type())
+        for node in nodes_of(self._graph):  # the declared type is wider than that of one assignment
+            if node.kind() == "prim::GetAttr" and self._path(node) in self._types:
+                self._types[self._path(node)] = node.output().type()
+        if not self._types:
+            return []
+        self._rewrite(self._graph.block(), self._initial_values())
+        for node in reversed(self._dead):
+            node.destroy()
+        return [".".join(path) for path in self._types]
+
+    def _path(self, node: Any) -> Path:
+        path = attribute_path(node, self._root)
+        if path is None:  # of an object the code made, such as torch.no_grad()
+            return ("", next(node.inputs()).debugName(), node.s("name"))
+        return path
+
+    def _initial_values(self) -> dict[Path, Any]:
+        import torch
+
+        self._graph.setInsertPoint(next(self._graph.nodes()))
+        values = {}
+        for path in self._types:
+            held = self._module
+            for name in path:
+                if not name:
+                    raise UnsupportedError(f"forward changes '{path[-1]}' of an object it made.")
+                held = getattr(held, name)
+            if isinstance(held, torch.Tensor):
+                held = held.detach().clone()
+            values[path] = self._graph.insertConstant(held)
+            if isinstance(held, torch.Tensor):  # a constant changed in place would keep the change
+                values[path] = self._insert_clone(values[path])
+        self._graph.setInsertPoint(self._graph.block())
+        return values
+
+    def _insert_clone(self, value: Any) -> Any:
+        arguments = [value, self._graph.insertConstant(None)]
+        clone = self._graph.insertNode(self._graph.create("aten::clone", arguments, 1))
+        clone.output().setType(value.type())
+        return clone.output()
+
+    def _rewrite(self, block: Any, current: dict[Path, Any]) -> None:
+        for node in list(block.nodes()):
+            kind = node.kind()
+            if kind == "prim::GetAttr" and self._path(node) in self._types:
+                node.output().replaceAllUsesWith(current[self._path(node)])
+                self._dead.append(node)
+            elif kind == "prim::SetAttr":
+                current[self._path(node)] = list(node.inputs())[1]
+                self._dead.append(node)
+            elif kind == "prim::If":
+                self._rewrite_branches(node, current)
+            elif kind == "prim::Loop":
+                self._rewrite_loop(node, current)
+
+    def _rewrite_branches(self, node: Any, current: dict[Path, Any]) -> None:
+        blocks = list(node.blocks())
+        assigned = [path for path in self._types if any(self._assigns(b, path) for b in blocks)]
+        for block in blocks:
+            inner = dict(current)
+            self._rewrite(block, inner)
+            for path in assigned:
+                block.registerOutput(inner[path])
+        for path in assigned:
+            current[path] = node.addOutput()
+            current[path].setType(self._types[path])
+
+    def _rewrite_loop(self, node: Any, current: dict[Path, Any]) -> None:
+        block = next(node.blocks())
+        assigned = [path for path in self._types if self._assigns(block, path)]
+        inner = dict(current)
+        for path in assigned:
+            node.addInput(current[path])
+            inner[path] = block.addInputToBlock()
+            inner[path].setType(self._types[path])
+        self._rewrite(block, inner)
+        for path in assigned:
+            block.registerOutput(inner[path])
+            current[path] = node.addOutput()
+            current[path].setType(self._types[path])
+
+    def _assigns(self, block: Any, path: Path) -> bool:
+        return any(n.kind() == "prim::SetAttr" and self._path(n) == path for n in nodes_of(block))
+
+
+def _drop_refusals(block: Any) -> int:
+    """Replaces each branch of which one side raises by its other side; gives their number."""
+    dropped = 0
+    for node in list(block.nodes()):
+        for inner in node.blocks():
+            dropped += _drop_refusals(inner)
+        if node.kind() != "prim::If":
+            continue
+        first, second = node.blocks()
+        if _raises(first) == _raises(second):
+            continue
+        kept = second if _raises(first) else first
+        for moved in list(kept.nodes()):
+            moved.moveBefore(node)
+        for output, value in zip(list(node.outputs()), list(kept.outputs()), strict=True):
+            output.replaceAllUsesWith(value)
+        node.destroy()
+        dropped += 1
+    return dropped
+
+
+def _raises(block: Any) -> bool:
+    return any(node.kind() == "prim::RaiseException" for node in block.nodes())
+
+
+def _flatten_dictionary(graph: Any) -> None:
+    """Makes a returned dictionary the tuple of its values, in order."""
+    import torch
+
+    returned = graph.return_node()
+    value = next(returned.inputs())
+    if value.node().kind() != "prim::DictConstruct":
+        return
+    values = list(value.node().inputs())[1::2]
+    bundle = graph.create("prim::TupleConstruct", values, 1)
+    bundle.insertBefore(returned)
+    bundle.output().setType(torch._C.TupleType([v.type() for v in values]))
+    returned.replaceInput(0, bundle.output())
+
+
+def _fix_arguments(graph: Any, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    done = {}
+    for argument in list(graph.inputs())[1:]:
+        name = argument.debugName().split(".")[0]
+        if name in fixed and argument.uses():
+            graph.setInsertPoint(next(graph.nodes()))
+            argument.replaceAllUsesWith(graph.insertConstant(fixed[name]))
+            graph.setInsertPoint(graph.block())
+            done[name] = fixed[name]
+    return done
+
+
+def _has_reset(module: Any) -> bool:
+    schema = getattr(getattr(module, "reset_states", None), "schema", None)
+    return schema is not None and all(a.has_default_value() for a in schema.arguments[1:])

@@ -1,0 +1,205 @@
+"""Runs a model so that it shows chosen intermediate tensors: an ONNX graph, or a PyTorch network.
+
+Only the tensors asked for are kept, so memory is theirs alone, however deep the model.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from convkit.artifact import Artifact, Precision, TensorSpec
+from convkit.step import Feeds, Outputs, Runner
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from convkit.formats.onnx_header import Header, NodeHeader
+
+
+class Exposed(abc.ABC):
+    """A model whose inner tensors can be asked for by key.
+
+    Attributes:
+        outputs: keys of the model's own outputs, in order; empty where they are known after a run.
+    """
+
+    outputs: tuple[str, ...]
+
+    @abc.abstractmethod
+    def run(self, keys: Sequence[str], feeds: Feeds) -> Mapping[str, np.ndarray[Any, Any]]:
+        """The model's outputs and the tensors of these keys; keys that have none are absent."""
+
+
+class ExposedGraph(Exposed):
+    """An ONNX graph; keys are value names of its main graph.
+
+    Half precision is run with its own rounding where that can be had: ONNX Runtime computes it
+    in single precision on a CPU, and the very overflow one looks for would not happen.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        from convkit.formats.onnx_header import read_header
+
+        self.artifact = artifact
+        self.header: Header = read_header(artifact.path, with_nodes=True)
+        self.inputs = self.header.inputs
+        self.outputs = tuple(spec.name for spec in self.header.outputs)
+        self.nodes: Sequence[NodeHeader] = self.header.nodes
+        self.makers = {name: node for node in self.nodes for name in node.outputs if name}
+        self._is_half = artifact.precision in (Precision.FP16, Precision.BF16)
+
+    def run(self, keys: Sequence[str], feeds: Feeds) -> Outputs:
+        """The graph's outputs and the values of these names."""
+        inner = [key for key in keys if key not in self.outputs]
+        with self._open(inner) as runner:
+            return runner(feeds)
+
+    def _open(self, inner: Sequence[str]) -> Runner:
+        from convkit.formats.onnx_session import SessionRunner
+
+        if self._is_half:
+            with suppress(ImportError, OSError):
+                return self._open_exact(inner)
+        return SessionRunner(self.artifact, inner)
+
+    def _open_exact(self, inner: Sequence[str]) -> Runner:
+        """On a copy with more outputs, beside the model so that its data files are found."""
+        from convkit.formats.onnx_session import outputs_tail
+        from convkit.formats.onnx_true_half import open_true_half
+
+        path = self.artifact.path
+        copy = path.with_name(f".{path.name}.exposed-{os.getpid()}")
+        try:
+            shutil.copyfile(path, copy)
+            with copy.open("ab") as stream:
+                stream.write(outputs_tail(inner) if inner else b"")
+            runner: Runner = open_true_half(replace(self.artifact, path=copy))
+            return runner
+        finally:
+            copy.unlink(missing_ok=True)
+
+
+class ExposedNetwork(Exposed):
+    """A PyTorch network; keys are the paths of its modules (`encoder.layer.0.attention`).
+
+    A module that runs more than once has no one output and gives none.
+    """
+
+    def __init__(self, network: Any, inputs: Iterable[str]) -> None:
+        from convkit.formats.torch_runner import TorchRunner
+
+        self.modules = {path: module for path, module in network.named_modules() if path}
+        self.outputs = ()
+        specs = [TensorSpec(name, "", ()) for name in inputs]
+        self._runner = TorchRunner(network, specs, lambda sizes, seed: {})
+
+    def run(self, keys: Sequence[str], feeds: Feeds) -> Outputs:
+        """The network's outputs and the first tensor each of these modules returned."""
+        caught: dict[str, list[Any]] = {key: [] for key in keys}
+        hooks = [
+            self.modules[key].register_forward_hook(_catch(caught[key]))
+            for key in keys
+            if key in self.modules
+        ]
+        try:
+            outputs = self._runner(feeds)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.outputs = tuple(outputs)
+        return {**outputs, **{key: found[0] for key, found in caught.items() if len(found) == 1}}
+
+
+def _catch(into: list[Any]) -> Callable[..., None]:
+    from convkit.formats.torch_runner import named_tensors, to_array
+
+    def hook(module: Any, arguments: Any, result: Any) -> None:
+        found = named_tensors(result)
+        if found:
+            into.append(to_array(found[0][1].clone()))
+
+    return hook
+
+
+def module_values(graph: ExposedGraph, modules: Iterable[str]) -> dict[str, str]:
+    """Value name -> path of the PyTorch module whose output it should be.
+
+    A module's output is the last value made in its scope that is read outside of it. Scopes stand
+    in node metadata (torch.onnx with torch.export, onnxscript) or in node names (the older
+    exporter). A scope that leaves path elements out, as a rewritten network does, belongs to the
+    one module that has them in this order.
+    """
+    scopes = [_scope(node) for node in graph.nodes]
+    readers: dict[str, list[tuple[str, ...]]] = {}
+    for node, scope in zip(graph.nodes, scopes, strict=True):
+        for name in node.reads:
+            readers.setdefault(name, []).append(scope)
+    made: dict[tuple[str, ...], str] = {}
+    for node, scope in zip(graph.nodes, scopes, strict=True):
+        for name in reversed(node.outputs):  # the first is an operator's main result
+            leaves = readers.get(name, [])
+            for depth in range(1, len(scope) + 1):
+                outer = scope[:depth]
+                is_read_outside = any(reader[:depth] != outer for reader in leaves)
+                if is_read_outside or name in graph.outputs:
+                    made[outer] = name
+    paths = _match_scopes(made, modules)
+    return {made[scope]: path for scope, path in paths.items()}
+
+
+def _match_scopes(
+    scopes: Iterable[tuple[str, ...]], modules: Iterable[str]
+) -> dict[tuple[str, ...], str]:
+    free = {tuple(path.split(".")): path for path in modules}
+    open_scopes = sorted(set(scopes), key=lambda scope: (-len(scope), scope))
+    found = {scope: free.pop(scope) for scope in open_scopes if scope in free}
+    remaining = [scope for scope in open_scopes if scope not in found]
+    progress = True
+    while progress:
+        progress = False
+        for scope in list(remaining):
+            fitting = [path for path in free if _is_within(scope, path)]
+            if len(fitting) == 1:
+                found[scope] = free.pop(fitting[0])
+                remaining.remove(scope)
+                progress = True
+    return found
+
+
+def _is_within(scope: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    """Whether a scope's elements occur in a path in order, ending in the same one."""
+    rest = iter(path)
+    return scope[-1] == path[-1] and all(part in rest for part in scope)
+
+
+def _scope(node: NodeHeader) -> tuple[str, ...]:
+    """The module path of a node, as elements; empty where nothing tells it.
+
+    Source: torch/onnx/_internal/exporter (`pkg.torch.onnx.name_scopes`: a list of full paths that
+    ends in the operation), onnxscript (`pkg.onnxscript.name_scopes`: a list of path elements),
+    torch/onnx/utils.py (the older exporter's node names `/encoder/layer.0/MatMul`).
+    """
+    import ast
+
+    for key, is_joined in (
+        ("pkg.torch.onnx.name_scopes", True),
+        ("pkg.onnxscript.name_scopes", False),
+    ):
+        written = node.metadata.get(key)
+        if not written:
+            continue
+        try:
+            names = [str(name) for name in ast.literal_eval(written)]
+        except (ValueError, SyntaxError):
+            continue
+        joined = (names[-2] if len(names) > 1 else "") if is_joined else ".".join(names)
+        return tuple(part for part in joined.split(".") if part)
+    if node.name.startswith("/"):
+        return tuple(part for step in node.name.split("/")[1:-1] for part in step.split("."))
+    return ()

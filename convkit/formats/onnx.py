@@ -1,0 +1,157 @@
+"""The ONNX format: one protobuf file, with weights inside or in data files beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convkit.artifact import Artifact, Description, Opening, Precision
+from convkit.formats.onnx_external import check_external
+from convkit.formats.onnx_header import Header, is_onnx, read_header
+from convkit.formats.onnx_tensor import TensorHeader
+from convkit.formats.onnx_types import ANY_RANK
+from convkit.step import Format, Package, Runner
+
+_KNOWN_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
+
+_QUANTIZATION: Mapping[str, str] = {
+    "QuantizeLinear": "qdq", "DequantizeLinear": "qdq",
+    "DynamicQuantizeLinear": "dynamic", "DynamicQuantizeMatMul": "dynamic",
+    "DynamicQuantizeLSTM": "dynamic",
+    "QLinearConv": "qoperator", "QLinearMatMul": "qoperator", "QLinearAdd": "qoperator",
+    "QLinearMul": "qoperator", "QLinearSigmoid": "qoperator", "QLinearSoftmax": "qoperator",
+    "QLinearConcat": "qoperator", "QLinearAveragePool": "qoperator", "QGemm": "qoperator",
+    "QLinearGlobalAveragePool": "qoperator", "QLinearLeakyRelu": "qoperator",
+    "QAttention": "qoperator", "QEmbedLayerNormalization": "qoperator",
+    "ConvInteger": "dynamic", "MatMulInteger": "dynamic", "MatMulIntegerToFloat": "dynamic",
+    "MatMulNBits": "block", "MatMulBnb4": "block", "MatMulFpQ4": "block", "QMoE": "block",
+    "GatherBlockQuantized": "block",
+}  # fmt: skip
+"""Operator -> the scheme it is a sign of.
+
+Source: onnxruntime, docs/ContribOperators.md, and the quantization page of its documentation.
+"""
+
+_WEIGHTS = (
+    "float", "bfloat", "int8", "uint8", "int4", "uint4", "int2", "uint2",
+)  # fmt: skip
+"""What the dtypes of weights begin with; integers of more bits are indices and shapes."""
+
+
+def _matches(path: Path, opening: Opening) -> bool:
+    return is_onnx(path)
+
+
+def _describe(path: Path, opening: Opening) -> Description:
+    """Precision, signature, sizes, operators, from the file's structure.
+
+    Raises:
+        ModelError: truncated, empty, damaged, or its data files are missing or too short.
+        UnsafeError: a data file lies outside the model's folder.
+    """
+    header = read_header(path)
+    data_files = check_external(path, header.initializers)
+    weights = weight_elements(header)
+    operators = {
+        f"{domain}::{name}" if domain else name: count
+        for (domain, name), count in header.operators.most_common()
+    }
+    return Description(
+        precision=Precision.of_weights(weights),
+        inputs=header.inputs,
+        outputs=header.outputs,
+        parameter_count=sum(weights.values()),
+        operators=operators,
+        details=_details(header, data_files, weights),
+    )
+
+
+def weight_elements(header: Header) -> Counter[str]:
+    """Number of weight elements per dtype; packed weights are counted as what they hold.
+
+    Scales, zero points, indices and shapes are no weights.
+    """
+    counts: Counter[str] = Counter()
+    for tensor in header.initializers:
+        if tensor.name in header.scales:
+            continue
+        bits = header.packed.get(tensor.name)
+        if bits:
+            counts[_packed_dtype(bits)] += _packed_count(tensor, bits)
+        elif tensor.dtype.startswith(_WEIGHTS):
+            counts[tensor.dtype] += tensor.element_count
+    return counts
+
+
+def _packed_dtype(bits: int) -> str:
+    """2-bit weights count as 4-bit ones: `q4` is the lowest precision there is a name for."""
+    return "uint8" if bits > 4 else "uint4"
+
+
+def _packed_count(tensor: TensorHeader, bits: int) -> int:
+    return tensor.dense_bytes * 8 // bits if tensor.dtype.endswith("int8") else tensor.element_count
+
+
+def _details(
+    header: Header, data_files: Mapping[str, int], weights: Mapping[str, int]
+) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "ir_version": header.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in header.opsets.items()},
+        "producer": f"{header.producer} {header.producer_version}".strip(),
+        "graph_name": header.graph_name,
+        "node_count": sum(header.operators.values()),
+        "weights_by_dtype": dict(weights),
+    }
+    optional = {
+        "external_data": dict(data_files),
+        "quantization": _quantization(header),
+        "custom_domains": _custom_domains(header),
+        "functions": [f"{domain}::{name}" for domain, name in header.functions],
+        "metadata": header.metadata,
+        "unknown_rank": [s.name for s in header.inputs + header.outputs if ANY_RANK in s.shape],
+    }
+    return details | {name: value for name, value in optional.items() if value}
+
+
+def _quantization(header: Header) -> dict[str, Any]:
+    """The schemes found and the operators that show them."""
+    found = {
+        name: count for (_, name), count in header.operators.most_common() if name in _QUANTIZATION
+    }
+    if not found:
+        return {}
+    return {"schemes": sorted({_QUANTIZATION[name] for name in found}), "operators": found}
+
+
+def _custom_domains(header: Header) -> list[str]:
+    used = {domain for domain, _ in header.operators} - {domain for domain, _ in header.functions}
+    return sorted(used - set(_KNOWN_DOMAINS))
+
+
+def _open(artifact: Artifact) -> Runner:
+    """A runner on ONNX Runtime's CPU provider; opened by path, so data files may be of any size."""
+    from convkit.formats.onnx_session import SessionRunner
+
+    return SessionRunner(artifact)
+
+
+def _open_exact(artifact: Artifact) -> Runner:
+    """A runner that rounds every fp16 and bf16 result, as hardware of that precision does."""
+    from convkit.formats.onnx_true_half import open_true_half
+
+    runner: Runner = open_true_half(artifact)
+    return runner
+
+
+onnx = Format(
+    name="onnx",
+    suffixes=(".onnx",),
+    needs=(Package("onnxruntime", "onnx"),),
+    matches=_matches,
+    describe=_describe,
+    open=_open,
+    open_exact=_open_exact,
+)

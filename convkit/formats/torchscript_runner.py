@@ -1,0 +1,297 @@
+"""Runs a ScriptModule: arrays in, arrays out, from the same state every time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convkit.artifact import TensorSpec
+from convkit.errors import InputsUnknownError, SamplesError, UnsupportedError
+from convkit.step import Feeds, Outputs, Runner, Sizes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SCALARS = {"int": "int64", "float": "float64", "bool": "bool"}
+_CANDIDATE_LIMIT = 24
+
+
+class TorchScriptRunner(Runner):
+    """A ScriptModule behind the Runner contract.
+
+    Inputs are fed by the names of `forward`'s arguments. An argument of type int, float or bool takes
+    a 0-d array. A single tensor comes out as `output`, a tuple or list as `output_0`, `output_1` ...,
+    a dictionary by its keys, a named tuple by its fields.
+
+    State a module keeps between calls (attributes it assigns, buffers it changes in place) is put
+    back before each call: with the module's own `reset_states()` where it has one, else to what it
+    was when loaded.
+
+    Args:
+        module: loaded, in evaluation mode.
+        specs: of the inputs; empty if nobody said, then the graph's own annotations must do.
+        path: named in errors.
+
+    Raises:
+        InputsUnknownError: shapes or dtypes of tensor arguments are nowhere to be found.
+        SamplesError: an input is called as no argument is.
+        UnsupportedError: `forward` takes something other than tensors and numbers.
+    """
+
+    def __init__(self, module: Any, specs: Sequence[TensorSpec], path: Path) -> None:
+        self._module = module
+        self._path = path
+        self._arguments = _arguments(module)
+        self.inputs = self._complete(tuple(specs))
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self._state = _State(module)
+        self._scalars: dict[str, int] | None = None
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Outputs by name. Raises SamplesError if an input is missing."""
+        import torch
+
+        missing = [name for name, (_, must) in self._arguments.items() if must and name not in feeds]
+        if missing:
+            raise SamplesError(
+                f"forward of {self._path.name} needs '{missing[0]}'.",
+                why=f"It takes {self._signature()}.",
+                hint=f'Describe it:  --input "{missing[0]}=float32[batch,...]"',
+            )
+        self._state.reset()
+        arguments = {name: self._argument(name, array) for name, array in feeds.items()}
+        with torch.inference_mode(False), torch.no_grad():
+            result = self._module(**arguments)
+        outputs = {name: _to_numpy(value) for name, value in flatten(result)}
+        if not self.outputs:
+            self.outputs = tuple(
+                TensorSpec(name, str(array.dtype), array.shape) for name, array in outputs.items()
+            )
+        return outputs
+
+    def example(self, sizes: Sizes, seed: int) -> Feeds:
+        """Seeded inputs; a whole-number argument takes a value that the code itself compares with.
+
+        A sample rate, a mode or a task id is refused by most models unless it is one of a few:
+        those values stand in the code as constants, so they are tried first.
+        """
+        from convkit import samples
+
+        feeds = dict(samples.draw(self.inputs, sizes, seed))
+        choices = [name for name, (kind, _) in self._arguments.items() if kind == "int"]
+        names = [name for name in choices if name in feeds]
+        if names:
+            feeds |= self._accepted(feeds, names)
+        return feeds
+
+    def close(self) -> None:
+        """Lets the module go."""
+        self._module = None
+
+    def _accepted(self, feeds: Feeds, names: Sequence[str]) -> Feeds:
+        """The first whole number from the code that the module accepts, for all of `names`."""
+        import numpy as np
+
+        known = [] if self._scalars is None else [self._scalars]
+        found = (dict.fromkeys(names, value) for value in compared_integers(self._module.inlined_graph))
+        for candidate in (*known, *list(found)[:_CANDIDATE_LIMIT]):
+            arrays = {name: np.asarray(value, np.int64) for name, value in candidate.items()}
+            try:
+                self({**feeds, **arrays})
+            except Exception:
+                continue
+            self._scalars = candidate
+            return arrays
+        return {}
+
+    def _argument(self, name: str, array: np.ndarray[Any, Any]) -> Any:
+        if name not in self._arguments:
+            raise self._unknown(name)
+        kind = self._arguments[name][0]
+        if kind in _SCALARS:
+            return {"int": int, "float": float, "bool": bool}[kind](array.item())
+        return _to_torch(array)
+
+    def _complete(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        given = {spec.name: spec for spec in specs}
+        for name in given:
+            if name not in self._arguments:
+                raise self._unknown(name)
+        complete, unknown = [], []
+        for name, (kind, must) in self._arguments.items():
+            spec = given.get(name) or self._own_spec(name, kind)
+            if spec is not None:
+                complete.append(spec)
+            elif must:
+                unknown.append(name)
+        if unknown:
+            raise InputsUnknownError(
+                str(self._path), unknown, f"Its forward takes {self._signature()}, without shapes."
+            )
+        return tuple(complete)
+
+    def _own_spec(self, name: str, kind: str) -> TensorSpec | None:
+        """What the graph itself says of an argument: a number's dtype, a frozen graph's shape."""
+        if not self._arguments[name][1]:
+            return None
+        if kind in _SCALARS:
+            return TensorSpec(name, _SCALARS[kind], ())
+        for value in list(self._module.graph.inputs())[1:]:
+            kind = value.type()
+            if value.debugName().split(".")[0] == name and kind.kind() == "TensorType":
+                sizes, dtype = kind.sizes(), kind.dtype()
+                if sizes and dtype is not None and all(isinstance(size, int) for size in sizes):
+                    return TensorSpec(name, str(dtype).removeprefix("torch."), tuple(sizes))
+        return None
+
+    def _unknown(self, name: str) -> SamplesError:
+        return SamplesError(
+            f"forward of {self._path.name} has no argument '{name}'.",
+            why=f"It takes {self._signature()}.",
+            hint="Inputs are named as the arguments are.",
+        )
+
+    def _signature(self) -> str:
+        return ", ".join(f"{name}: {kind}" for name, (kind, _) in self._arguments.items())
+
+
+class _State:
+    """What a module changes while it runs, as it was when loaded."""
+
+    def __init__(self, module: Any) -> None:
+        import torch
+
+        self._module = module
+        self._resets = has_reset(module)
+        if self._resets:
+            module.reset_states()
+        self._held: list[tuple[Any, str, Any]] = []
+        self._buffers = [(b, b._version, b.detach().clone()) for b in module.buffers()]
+        for path in sorted(assigned_attributes(module)):
+            owner = module
+            for name in path[:-1]:
+                owner = getattr(owner, name)
+            value = getattr(owner, path[-1])
+            is_tensor = isinstance(value, torch.Tensor)
+            kept = value.detach().clone() if is_tensor else copy.deepcopy(value)
+            self._held.append((owner, path[-1], kept))
+
+    def reset(self) -> None:
+        """Puts everything back."""
+        import torch
+
+        if self._resets:
+            self._module.reset_states()
+            return
+        for owner, name, value in self._held:
+            is_tensor = isinstance(value, torch.Tensor)
+            setattr(owner, name, value.clone() if is_tensor else copy.deepcopy(value))
+        with torch.no_grad():
+            for index, (buffer, version, kept) in enumerate(self._buffers):
+                if buffer._version != version:
+                    buffer.copy_(kept)
+                    self._buffers[index] = (buffer, buffer._version, kept)
+
+
+def has_reset(module: Any) -> bool:
+    """Whether the module has a `reset_states()` that needs no arguments."""
+    method = getattr(module, "reset_states", None)
+    schema = getattr(method, "schema", None)
+    return schema is not None and all(a.has_default_value() for a in schema.arguments[1:])
+
+
+def assigned_attributes(module: Any) -> set[tuple[str, ...]]:
+    """Paths of the attributes that `forward` assigns, submodules and branches included."""
+    graph = module.inlined_graph
+    root = next(graph.inputs()).debugName()
+    paths = set()
+    for node in nodes_of(graph):
+        if node.kind() == "prim::SetAttr":
+            path = [node.s("name")]
+            value = next(node.inputs())
+            while value.debugName() != root and value.node().kind() == "prim::GetAttr":
+                path.append(value.node().s("name"))
+                value = value.node().input()
+            if value.debugName() == root:
+                paths.add(tuple(reversed(path)))
+    return paths
+
+
+def nodes_of(block: Any) -> Iterator[Any]:
+    """All nodes of a graph or block, those of branches and loops included."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from nodes_of(inner)
+
+
+def compared_integers(graph: Any) -> list[int]:
+    """Whole numbers that a graph compares others with, in order of appearance, each once."""
+    found: list[int] = []
+    for node in nodes_of(graph):
+        if node.kind() in ("aten::eq", "aten::ne", "aten::__contains__"):
+            for value in node.inputs():
+                constant = value.toIValue() if value.node().kind() == "prim::Constant" else None
+                numbers = constant if isinstance(constant, list) else [constant]
+                found += [n for n in numbers if type(n) is int]
+    return list(dict.fromkeys(found))
+
+
+def flatten(result: Any, prefix: str = "output") -> Iterator[tuple[str, Any]]:
+    """Name and value of each tensor in what a module returned; None is left out."""
+    parts: list[tuple[str, Any]]
+    if isinstance(result, Mapping):
+        parts = [(str(key), value) for key, value in result.items()]
+    elif hasattr(result, "_fields"):
+        parts = list(zip(result._fields, result, strict=True))
+    elif isinstance(result, list | tuple):
+        parts = [(f"{prefix}_{index}", value) for index, value in enumerate(result)]
+    else:
+        if result is not None:
+            yield prefix, result
+        return
+    for name, value in parts:
+        yield from flatten(value, name)
+
+
+def _arguments(module: Any) -> dict[str, tuple[str, bool]]:
+    """Argument name -> (type, must be given)."""
+    arguments = {}
+    for argument in module.forward.schema.arguments[1:]:
+        kind = str(argument.type)
+        inner = kind.removeprefix("Optional[").removesuffix("]") if "Optional" in kind else kind
+        must = not argument.has_default_value()
+        if inner not in ("Tensor", *_SCALARS) and must:
+            raise UnsupportedError(
+                f"forward takes '{argument.name}: {kind}'; only tensors and numbers can be fed.",
+                hint="Wrap the module in one whose forward takes tensors, and script that.",
+            )
+        arguments[argument.name] = (inner, must)
+    return arguments
+
+
+def _to_torch(array: np.ndarray[Any, Any]) -> Any:
+    import numpy as np
+    import torch
+
+    array = np.ascontiguousarray(array).reshape(array.shape)  # keeps 0-d arrays 0-d
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def _to_numpy(value: Any) -> np.ndarray[Any, Any]:
+    import numpy as np
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: np.ndarray[Any, Any] = value.numpy()
+    return array

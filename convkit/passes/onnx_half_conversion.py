@@ -1,0 +1,97 @@
+"""From an fp32 ONNX file to a half precision one: the road both passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convkit.errors import UsageError
+from convkit.passes.onnx_half_constants import Constant, Half, examine
+from convkit.passes.onnx_half_files import write_model
+from convkit.passes.onnx_half_islands import Plan, plan_islands
+from convkit.passes.onnx_half_lowering import lower
+from convkit.passes.onnx_half_ranges import Ranges, measure
+from convkit.passes.onnx_half_types import load_typed
+from convkit.step import Work
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_NAMES_SHOWN = 6
+
+
+def convert(
+    path: Path,
+    out: Path,
+    work: Work,
+    half: Half,
+    *,
+    keep_io: bool,
+    measures: bool,
+    headroom: float,
+    keep_fp32: str,
+) -> None:
+    """Writes the model at `path` in half precision to `out`; see the passes for the options.
+
+    Raises:
+        ModelError, UnsafeError, UnsupportedError: the model cannot be read.
+        UsageError: `headroom` is below 1.
+        ResourceError: `out` cannot be written.
+    """
+    if headroom < 1:
+        raise UsageError(
+            f"headroom is {headroom}; it divides the largest {half.name} number.",
+            hint=f"--set onnx-{half.name}.headroom=4",
+        )
+    work.progress("types", 0, 4)
+    model = load_typed(path, half.dtype)
+    work.progress("weights", 1, 4)
+    constants = examine(model.graph, path.parent, half)
+    ranges = _measured(model, path, work) if measures else {}
+    work.progress("islands", 2, 4)
+    keep = [name.strip() for name in keep_fp32.split(",") if name.strip()]
+    plan = plan_islands(
+        model, half, constants, ranges, keep_io=keep_io, headroom=headroom, keep=keep
+    )
+    _report(plan, constants, work)
+    lower(model, plan, path.parent)
+    work.progress("writing", 3, 4)
+    write_model(model, out, path.parent)
+    work.progress("writing", 4, 4)
+
+
+def _measured(model: ir.Model, path: Path, work: Work) -> Ranges:
+    if not work.samples:
+        work.note("No samples: overflow was not looked for. Give some with --samples.")
+        return {}
+    try:
+        return measure(model, path.parent, work.samples, work.progress)
+    except Exception as cause:  # ONNX Runtime's errors share no better base
+        lines = str(cause).splitlines() or [type(cause).__name__]
+        work.note(f"Overflow was not looked for: the fp32 model did not run ({lines[0][:200]}).")
+        return {}
+
+
+def _report(plan: Plan, constants: Mapping[ir.Value, Constant], work: Work) -> None:
+    """One sentence per cause, and what was done to masks."""
+    by_cause: dict[str, list[str]] = {}
+    for node, why in plan.reasons.items():
+        label = f"{node.name or node.outputs[0].name} ({node.op_type})"
+        by_cause.setdefault(why or "between other fp32 nodes", []).append(label)
+    total = sum(map(len, by_cause.values()))
+    if total:
+        count = total + len(plan.half_nodes)
+        work.note(f"{total} of {count} floating-point nodes stay in fp32.")
+    for why, names in sorted(by_cause.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        work.note(f"fp32: {why}: {', '.join(names[:_NAMES_SHOWN])}{more}.")
+    changed = [
+        value.name or ""
+        for value in plan.masks.constants
+        if constants[value].low < -plan.half.largest / 2 and constants[value].low != float("-inf")
+    ]
+    if changed:
+        work.note(
+            f"Masking constants became -30000, softmax gives the same: {', '.join(sorted(changed))}."
+        )

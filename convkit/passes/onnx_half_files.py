@@ -1,0 +1,302 @@
+"""Reads an ONNX model without its weights and writes one without holding them.
+
+Reading maps the file, cuts the payload of every larger initializer out of the protobuf and leaves
+a reference to where it lies, so parsing, inlining and shape inference work on the structure only.
+Writing streams one weight at a time. A model is never held, not even once.
+
+Source: onnx/onnx.proto (field numbers below) and docs/ExternalData.md of ONNX; Protocol Buffers
+documentation, "Encoding" (the fields of a message may come in any order).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from convkit.errors import ModelError, ResourceError, UnsafeError
+from convkit.protobuf import (
+    BYTES,
+    VARINT,
+    Buffer,
+    WireError,
+    encode_bytes,
+    encode_varint,
+    fields,
+    mapped,
+    spans,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
+
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_TENSOR_NAME = 8
+_TENSOR_RAW = 9
+_TENSOR_EXTERNAL = 13
+_TENSOR_LOCATION = 14
+_STRING = 8
+"""TensorProto.STRING."""
+
+_SMALL_BYTES = 1024
+"""Initializers up to here stay in the protobuf, so that shape inference can read them."""
+
+_INLINE_LIMIT_BYTES = 1 << 30
+"""Weights beyond this go into a file of their own; protobuf itself ends at 2 GiB."""
+
+_PAGE_BYTES = 4096
+"""ONNX advises page-aligned offsets, so that runtimes can map tensors (docs/ExternalData.md)."""
+
+
+def read_structure(path: Path) -> onnx.ModelProto:
+    """The model at `path`; the weights stay where they are, as references relative to its folder.
+
+    Raises:
+        ModelError: the file is missing, empty, truncated or no ONNX model.
+        UnsafeError: a weight lies outside the model's folder.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        with mapped(path) as data:
+            proto = onnx.ModelProto.FromString(_without_payloads(data, path.name))
+    except OSError as cause:
+        raise ModelError(f"{path} cannot be read: {cause.strerror}.") from cause
+    except (WireError, DecodeError) as cause:
+        _refuse(path, str(cause), cause)
+    if not proto.ir_version or not proto.HasField("graph"):
+        _refuse(path, "it holds no graph", None)
+    _check_references(path, proto)
+    return proto
+
+
+def _refuse(path: Path, why: str, cause: Exception | None) -> NoReturn:
+    raise ModelError(
+        f"{path} is not a complete ONNX model.",
+        why=f"{why}; the file has {path.stat().st_size} bytes.",
+        hint="Copy or download the model again, and compare its size with the original's.",
+    ) from cause
+
+
+def _without_payloads(data: Buffer, location: str) -> bytes:
+    """The bytes of a ModelProto whose larger initializers refer to `location` instead."""
+    parts = []
+    for number, wire, begin, stop in _keyed(data, 0, len(data)):
+        if number == _MODEL_GRAPH and wire == BYTES:
+            payload = begin[1]
+            parts.append(encode_bytes(number, _graph(data, payload, stop, location)))
+        else:
+            parts.append(bytes(data[begin[0] : stop]))
+    return b"".join(parts)
+
+
+def _keyed(data: Buffer, start: int, end: int) -> list[tuple[int, int, tuple[int, int], int]]:
+    """Fields with (where the key begins, where the value begins) and where the field ends."""
+    found = []
+    at = start
+    for number, wire, begin, value in fields(data, start, end):
+        stop = begin + len(encode_varint(value)) if wire == VARINT else value
+        if wire == VARINT:
+            while data[stop - 1] & 0x80:  # a varint may be padded
+                stop += 1
+        found.append((number, wire, (at, begin), stop))
+        at = stop
+    return found
+
+
+def _graph(data: Buffer, start: int, end: int, location: str) -> bytes:
+    parts = []
+    for number, wire, begin, stop in _keyed(data, start, end):
+        if number == _GRAPH_INITIALIZER and wire == BYTES and stop - begin[1] > _SMALL_BYTES:
+            parts.append(encode_bytes(number, _tensor(data, begin[1], stop, location)))
+        else:
+            parts.append(bytes(data[begin[0] : stop]))
+    return b"".join(parts)
+
+
+def _tensor(data: Buffer, start: int, end: int, location: str) -> bytes:
+    raw = spans(data, start, end).get(_TENSOR_RAW)
+    if not raw or raw[-1][0] == raw[-1][1]:
+        return bytes(data[start:end])
+    begin, stop = raw[-1]
+    parts = [
+        bytes(data[keys[0] : upto])
+        for number, _, keys, upto in _keyed(data, start, end)
+        if number not in (_TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION)
+    ]
+    entries = {"location": location, "offset": str(begin), "length": str(stop - begin)}
+    return b"".join(parts) + _external_entries(entries)
+
+
+def _external_entries(entries: dict[str, str]) -> bytes:
+    written = [
+        encode_bytes(
+            _TENSOR_EXTERNAL, encode_bytes(1, key.encode()) + encode_bytes(2, value.encode())
+        )
+        for key, value in entries.items()
+    ]
+    return b"".join(written) + encode_varint(_TENSOR_LOCATION << 3 | VARINT) + encode_varint(1)
+
+
+def _check_references(path: Path, proto: onnx.ModelProto) -> None:
+    """Every weight in another file lies inside the model's folder, and is all there."""
+    folder = path.parent.resolve()
+    sizes: dict[str, int] = {}
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != 1:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        if location not in sizes:
+            sizes[location] = _checked_size(folder, location, path)
+        need = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if need > sizes[location]:
+            raise ModelError(
+                f"The weights of {path} are incomplete.",
+                why=f"'{tensor.name}' ends at byte {need}, {location} has {sizes[location]}.",
+                hint=f"Copy {location} again, beside {path.name}.",
+            )
+
+
+def _checked_size(folder: Path, location: str, path: Path) -> int:
+    file = (folder / location).resolve()
+    if not location or os.path.isabs(location) or folder not in file.parents:
+        raise UnsafeError(
+            f"{path} reads its weights from outside its own folder.",
+            why=f"The location is '{location}'.",
+            hint="Save the model again with its weights beside it.",
+        )
+    try:
+        return file.stat().st_size
+    except OSError as cause:
+        raise ModelError(
+            f"The weights of {path} are missing.",
+            why=f"They should lie in {file}.",
+            hint=f"Copy {location} beside {path.name}.",
+        ) from cause
+
+
+def array_of(tensor: Any, folder: Path) -> np.ndarray[Any, Any]:
+    """The elements of a tensor, read anew from disk where they lie there."""
+    import numpy as np
+    import onnx_ir as ir
+
+    if not isinstance(tensor, ir.ExternalTensor):
+        return np.asarray(tensor.numpy())
+    dtype = tensor.dtype.numpy()
+    if tensor.dtype.bitwidth < 8:
+        tensor.base_dir = folder
+        return np.asarray(tensor.numpy())
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    count = math.prod(shape)
+    file = folder / os.fspath(tensor.location)
+    return np.fromfile(file, dtype, count, offset=tensor.offset or 0).reshape(shape)
+
+
+def write_model(model: ir.Model, out: Path, folder: Path) -> None:
+    """Writes `model` to `out`, weights beyond 1 GiB to `<out.name>.data` beside it.
+
+    Args:
+        model: its larger initializers are lazy or still refer to the source.
+        out: the file to write.
+        folder: the folder that references of the source are relative to.
+
+    Raises:
+        ResourceError: the destination cannot be written.
+    """
+    weights = _take_weights(model)
+    total = sum(tensor.nbytes for tensor in weights.values())
+    try:
+        _write(model, out, folder, weights, separate=total > _INLINE_LIMIT_BYTES)
+    except OSError as cause:
+        raise ResourceError(
+            f"{out} cannot be written: {cause.strerror}.",
+            why=f"The model needs {total / 2**20:.0f} MiB.",
+            hint="Give a destination with more room:  -o PATH",
+        ) from cause
+    finally:
+        for name, tensor in weights.items():
+            model.graph.initializers[name].const_value = tensor
+
+
+def _take_weights(model: ir.Model) -> dict[str, Any]:
+    """Takes the larger initializers out of the graph, leaving their places."""
+    import onnx_ir as ir
+
+    taken = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        is_large = tensor is not None and tensor.nbytes > _SMALL_BYTES
+        if is_large and tensor is not None and tensor.dtype != ir.DataType.STRING:
+            taken[name] = tensor
+            value.const_value = ir.ExternalTensor(
+                "-", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            )
+    return taken
+
+
+def _write(
+    model: ir.Model, out: Path, folder: Path, weights: dict[str, Any], *, separate: bool
+) -> None:
+    import onnx_ir as ir
+
+    proto = ir.to_proto(model)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in weights]
+    small = [encode_bytes(_GRAPH_INITIALIZER, tensor.SerializeToString()) for tensor in kept]
+    del proto.graph.initializer[:]
+    graph = proto.graph.SerializeToString() + b"".join(small)
+    proto.ClearField("graph")
+    heads = _heads(weights, out.name + ".data" if separate else "")
+    size = len(graph) + sum(map(len, heads.values()))
+    size += 0 if separate else sum(tensor.nbytes for tensor in weights.values())
+    with out.open("wb") as stream:
+        stream.write(proto.SerializeToString())
+        stream.write(encode_varint(_MODEL_GRAPH << 3 | BYTES) + encode_varint(size) + graph)
+        for name, head in heads.items():
+            stream.write(head)
+            if not separate:
+                _write_payload(stream, weights[name], folder)
+    if separate:
+        with out.with_name(out.name + ".data").open("wb") as stream:
+            for tensor in weights.values():
+                stream.write(bytes(-stream.tell() % _PAGE_BYTES))
+                _write_payload(stream, tensor, folder)
+
+
+def _heads(weights: dict[str, Any], location: str) -> dict[str, bytes]:
+    """What stands in the graph for each weight, up to where its payload begins."""
+    heads, offset = {}, 0
+    for name, tensor in weights.items():
+        dims = [encode_varint(1 << 3 | VARINT) + encode_varint(int(size)) for size in tensor.shape]
+        kind = encode_varint(2 << 3 | VARINT) + encode_varint(tensor.dtype.value)
+        body = b"".join(dims) + kind + encode_bytes(_TENSOR_NAME, name.encode())
+        inline = 0
+        if location:
+            offset += -offset % _PAGE_BYTES
+            entries = {"location": location, "offset": str(offset), "length": str(tensor.nbytes)}
+            body += _external_entries(entries)
+            offset += tensor.nbytes
+        else:
+            body += encode_varint(_TENSOR_RAW << 3 | BYTES) + encode_varint(tensor.nbytes)
+            inline = tensor.nbytes
+        size = encode_varint(len(body) + inline)
+        heads[name] = encode_varint(_GRAPH_INITIALIZER << 3 | BYTES) + size + body
+    return heads
+
+
+def _write_payload(stream: BinaryIO, tensor: Any, folder: Path) -> None:
+    import numpy as np
+    import onnx_ir as ir
+
+    if tensor.dtype.bitwidth < 8:
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = folder
+        stream.write(tensor.tobytes())
+        return
+    array = np.ascontiguousarray(array_of(tensor, folder))
+    stream.write(array.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,175 @@
+"""The direction of imports, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import convkit
+
+PACKAGE = Path(convkit.__file__).parent
+ROOMS = ("formats", "converters", "passes")
+FRAMEWORKS = frozenset(
+    (
+        "accelerate", "gguf", "keras", "ml_dtypes", "mobius", "numpy", "onnx", "onnx_ir",
+        "onnxruntime", "onnxscript", "optimum", "safetensors", "tensorflow", "tensorrt", "tf2onnx",
+        "torch", "transformers", "xllamacpp",
+    )
+)  # fmt: skip
+
+# What a room may import beside its own modules. `protobuf` is a byte layout that formats and
+# passes both read; it knows nothing of models.
+FOUNDATION = frozenset(("", "artifact", "step", "errors", "samples", "protobuf"))
+
+# Module -> the only modules of convkit it may import.
+NARROW = {
+    "errors": frozenset(),
+    "artifact": frozenset(("errors",)),
+    "step": frozenset(("artifact", "errors")),
+    "protobuf": frozenset(("errors",)),
+    "samples": frozenset(("artifact", "errors", "step")),
+    "metrics": frozenset(("errors",)),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    """`formats.onnx` for convkit/formats/onnx.py; "" for convkit/__init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Full names of everything imported anywhere in a module, with the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def own_modules(path: Path) -> Iterator[tuple[str, int]]:
+    """Modules of convkit that a file imports, without the leading `convkit.`."""
+    known = {dotted(module) for module in modules()}
+    for name, line in imported(ast.parse(path.read_text())):
+        if name == "convkit" or name.startswith("convkit."):
+            target = name.removeprefix("convkit").removeprefix(".")
+            yield (target if target in known else target.rpartition(".")[0]), line
+
+
+def on_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported, those for type checkers left out."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, ast.If):
+            is_typing = "TYPE_CHECKING" in ast.unparse(node.test)
+            pending += node.orelse if is_typing else node.body + node.orelse
+        elif isinstance(node, ast.Try):
+            pending += node.body + node.orelse + node.finalbody
+            pending += [statement for handler in node.handlers for statement in handler.body]
+        elif isinstance(node, ast.ClassDef | ast.With):
+            pending += node.body
+
+
+def fresh_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def loaded_frameworks(code: str) -> str:
+    names = sorted(FRAMEWORKS)
+    return fresh_python(f"{code}\nimport sys; print(*sorted(set({names}) & set(sys.modules)))")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_the_foundation_and_their_own_room(room: str) -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports convkit.{target}"
+        for path in sorted((PACKAGE / room).rglob("*.py"))
+        for target, line in own_modules(path)
+        if target not in FOUNDATION and target.split(".")[0] != room
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", NARROW)
+def test_foundation_modules_import_nothing_above_them(module: str) -> None:
+    wrong = [
+        f"convkit/{module}.py:{line} imports convkit.{target}"
+        for target, line in own_modules(PACKAGE / f"{module}.py")
+        if target and target not in NARROW[module]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_commands_know_the_commands() -> None:
+    commands = ("cli", "cli_options", "console")
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in modules()
+        if dotted(path) not in commands and dotted(path) != "__main__"
+        for target, line in own_modules(path)
+        if target in commands
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_import_frameworks_inside_functions_only() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for room in ROOMS
+        for path in sorted((PACKAGE / room).rglob("*.py"))
+        for statement in on_import(ast.parse(path.read_text()))
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for name, line in imported(statement)
+        if name.split(".")[0] in FRAMEWORKS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_command_line_loads_no_framework() -> None:
+    assert loaded_frameworks("import convkit.cli") == ""
+
+
+def test_importing_convkit_loads_no_framework() -> None:
+    assert loaded_frameworks("import convkit") == ""
+
+
+def test_finding_all_steps_loads_numpy_at_most() -> None:
+    loaded = loaded_frameworks("from convkit.graph import discover; discover()")
+    assert loaded in ("", "numpy")
+
+
+def test_examining_the_machine_loads_no_framework() -> None:
+    assert loaded_frameworks("from convkit.doctor import examine; examine()") == ""
+
+
+def test_every_module_of_the_rooms_imports_where_no_framework_is_installed() -> None:
+    names = [
+        f"convkit.{dotted(path)}"
+        for room in ROOMS
+        for path in sorted((PACKAGE / room).rglob("*.py"))
+    ]
+    # None in sys.modules makes an import fail as it does where the package is missing.
+    hidden = sorted(FRAMEWORKS - {"numpy", "ml_dtypes"})
+    code = (
+        f"import importlib, sys; sys.modules.update(dict.fromkeys({hidden}))\n"
+        f"for name in {names}: importlib.import_module(name)"
+    )
+    fresh_python(code)

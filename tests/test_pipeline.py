@@ -1,0 +1,314 @@
+"""The one way through, on toy formats: what is published, when, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toy_rooms as toy
+
+from convkit import pipeline
+from convkit.artifact import Artifact
+from convkit.errors import (
+    MissingRequirementError,
+    ResourceError,
+    RungSkipped,
+    SamplesError,
+    StepError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
+from convkit.recipe import Recipe
+from convkit.step import Converter, Rung, Work, ladder, rung
+
+
+def to_b(*rungs: Rung) -> Converter:
+    return ladder("a", "b", *rungs, carries=("fp32",), loses="nothing")
+
+
+def copy(name: str = "copy", factor: float = 1.0, suffix: str = "") -> Rung:
+    return rung(name)(toy.copying(name, "b", factor, suffix))
+
+
+@rung("skips")
+def skips(source: Artifact, out: Path, work: Work) -> None:
+    """Never applies."""
+    raise RungSkipped("only for folders")
+
+
+@rung("crashes")
+def crashes(source: Artifact, out: Path, work: Work) -> None:
+    """Always breaks."""
+    raise RuntimeError("segment 7 is bent\nsecond line")
+
+
+@rung("writes_nothing")
+def writes_nothing(source: Artifact, out: Path, work: Work) -> None:
+    """Forgets its result."""
+
+
+@rung("full_disk")
+def full_disk(source: Artifact, out: Path, work: Work) -> None:
+    """A framework that hides the system's error in one of its own."""
+    out.write_text("half")
+    raise RuntimeError("PytorchStreamWriter failed: No space left on device")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return toy.write(tmp_path / "m.a", "a")
+
+
+def run(model: Path, *steps: Converter, **fields: object) -> object:
+    recipe = Recipe.model_validate({"model": str(model), "to": "b", **fields})
+    return pipeline.run(recipe, converters=toy.graph(*steps))
+
+
+def left_beside(model: Path) -> set[str]:
+    return {path.name for path in model.parent.iterdir()} - {model.name}
+
+
+def test_result_lies_beside_the_source_with_its_manifest(model: Path) -> None:
+    report = run(model, to_b(copy()))
+    assert left_beside(model) == {"m.b", "m.b.convkit.json"}
+    assert report.passed
+    assert report.artifact.path == model.with_suffix(".b")
+
+
+def test_manifest_tells_how_the_result_came_about(model: Path) -> None:
+    run(model, to_b(copy()))
+    manifest = json.loads(model.with_name("m.b.convkit.json").read_text())
+    (entry,) = manifest["lineage"]
+    assert entry["step"] == "a-to-b"
+    assert len(entry["input_sha256"]) == 64
+    assert manifest["verified"] is True
+    assert all(check["passed"] for check in manifest["checks"])
+
+
+def test_lineage_grows_along_a_chain(model: Path, tmp_path: Path) -> None:
+    run(model, to_b(copy()))
+    recipe = Recipe(model=str(tmp_path / "m.b"), to="c")
+    report = pipeline.run(recipe, converters=toy.graph(toy.edge("b", "c")))
+    assert [entry.step for entry in report.artifact.lineage] == ["a-to-b", "b-to-c"]
+
+
+def test_lowered_precision_shows_in_the_default_name(model: Path) -> None:
+    run(model, toy.edge("a", "b"), toy.lowering("b", "fp16"), precision="fp16")
+    assert "m.fp16.b" in left_beside(model)
+
+
+def test_source_file_is_unchanged(model: Path) -> None:
+    before = model.read_bytes()
+    run(model, to_b(copy()))
+    assert model.read_bytes() == before
+
+
+def test_an_existing_result_is_never_overwritten_without_force(model: Path) -> None:
+    old = toy.write(model.with_suffix(".b"), "b", factor=7)
+    with pytest.raises(UsageError, match="exists already"):
+        run(model, to_b(copy()))
+    assert "7" in old.read_text()
+    run(model, to_b(copy()), force=True)
+    assert "2.0" in old.read_text()
+
+
+def test_a_failed_run_with_force_keeps_the_old_result(model: Path) -> None:
+    old = toy.write(model.with_suffix(".b"), "b", factor=7)
+    with pytest.raises(VerificationError):
+        run(model, to_b(copy(factor=1.5)), force=True)
+    assert "7" in old.read_text()
+
+
+def test_wrong_numbers_are_refused_and_kept_for_inspection(model: Path) -> None:
+    with pytest.raises(VerificationError, match="Kept for inspection") as caught:
+        run(model, to_b(copy(factor=1.5)))
+    assert left_beside(model) == {".rejected"}
+    assert (model.parent / ".rejected" / "m.b").exists()
+    assert "cosine" not in str(caught.value).splitlines()[0]
+
+
+def test_a_rung_that_fails_gives_way_to_the_next_and_is_reported(model: Path) -> None:
+    report = run(model, to_b(skips, crashes, copy("wrong", 1.5), copy("right")))
+    (step,) = report.steps
+    assert step.rung == "right"
+    reasons = {rung.name: rung.reason for rung in step.rungs if not rung.served}
+    assert reasons["skips"] == "only for folders"
+    assert "segment 7 is bent" in reasons["crashes"]
+    assert "differs from the source" in reasons["wrong"]
+    assert left_beside(model) == {"m.b", "m.b.convkit.json"}
+
+
+def test_a_rung_that_keeps_dynamic_dimensions_is_preferred(model: Path) -> None:
+    report = run(model, to_b(copy("first", suffix="fixed"), copy("second")))
+    assert report.steps[0].rung == "second"
+
+
+def test_lost_dimensions_are_reported_by_name_when_no_rung_keeps_them(model: Path) -> None:
+    report = run(model, to_b(copy("first", suffix="fixed")))
+    assert "Dynamic dimensions that became fixed: x.batch" in report.steps[0].notes
+
+
+def test_the_most_telling_failure_is_raised_with_the_others(model: Path) -> None:
+    with pytest.raises(VerificationError) as caught:
+        run(model, to_b(crashes, copy("wrong", 1.5), skips))
+    text = str(caught.value)
+    assert "segment 7 is bent" in text
+    assert "skips: only for folders" in text
+
+
+def test_foreign_exceptions_become_a_step_error_with_their_first_line(model: Path) -> None:
+    with pytest.raises(StepError, match=r"a-to-b \(crashes\) failed: RuntimeError: segment 7"):
+        run(model, to_b(crashes))
+    assert left_beside(model) == set()
+
+
+def test_a_step_without_result_fails(model: Path) -> None:
+    with pytest.raises(StepError, match="without writing a result"):
+        run(model, to_b(writes_nothing))
+
+
+def test_nothing_applies_is_unsupported(model: Path) -> None:
+    with pytest.raises(UnsupportedError, match="only for folders"):
+        run(model, to_b(skips))
+
+
+def test_missing_packages_are_named_before_any_work(model: Path) -> None:
+    with pytest.raises(MissingRequirementError, match=r"convkit-ml\[absent\]"):
+        run(model, toy.edge("a", "b", needs=(toy.ABSENT,)))
+    assert left_beside(model) == set()
+
+
+def test_no_verify_publishes_and_says_so(model: Path) -> None:
+    report = run(model, to_b(copy(factor=1.5)), verify=False)
+    assert not report.verified
+    assert not report.passed
+    assert report.to_json()["passed"] is False
+
+
+def test_settings_reach_the_step(model: Path) -> None:
+    with pytest.raises(VerificationError):
+        run(model, to_b(copy()), settings={"a-to-b.bias": 1.0})
+
+
+def test_settings_of_a_step_not_on_the_route_are_refused(model: Path) -> None:
+    steps = (to_b(copy()), toy.lowering("b", "fp16"))
+    with pytest.raises(UsageError, match="has no effect"):
+        run(model, *steps, settings={"b-fp16.keep_io": False})
+
+
+def test_asking_for_what_is_there_is_a_usage_error(model: Path) -> None:
+    recipe = Recipe(model=str(model), to="a")
+    with pytest.raises(UsageError, match="already is a at fp32"):
+        pipeline.run(recipe, converters=toy.graph())
+
+
+def test_samples_that_do_not_fit_are_shown_side_by_side(model: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "s.npz", image=np.zeros((1, 4), np.float32))
+    with pytest.raises(SamplesError, match=r"x: float32\[batch, 4\]"):
+        run(model, to_b(copy()), samples=tmp_path / "s.npz")
+
+
+def test_samples_are_used_and_varied_in_shape(model: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "s.npz", x=np.full((5, 4), 3, np.float32))
+    report = run(model, to_b(copy()), samples=tmp_path / "s.npz")
+    assert report.samples[:3] == ("x (5, 4)", "x (1, 4)", "x (3, 4)")
+
+
+def test_a_destination_under_a_file_is_a_resource_error(model: Path) -> None:
+    with pytest.raises(ResourceError, match="cannot be written"):
+        run(model, to_b(copy()), out=model / "sub" / "m.b")
+
+
+def test_an_error_that_hides_a_full_disk_is_recognised(model: Path) -> None:
+    with pytest.raises(ResourceError, match="is full"):
+        run(model, to_b(full_disk))
+    assert left_beside(model) == set()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_nothing(model: Path, tiny_disk: Path) -> None:
+    @rung("large")
+    def large(source: Artifact, out: Path, work: Work) -> None:
+        """Writes until the disk is full."""
+        with out.open("wb") as stream:
+            for _ in range(100):
+                stream.write(bytes(1 << 20))
+
+    with pytest.raises(ResourceError, match="is full"):
+        run(model, to_b(large), out=tiny_disk / "m.b")
+    assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_disk_too_small_is_said_before_work(model: Path, tiny_disk: Path) -> None:
+    with model.open("a") as stream:
+        stream.write(" " * (60 << 20))
+    with pytest.raises(ResourceError, match="are needed") as caught:
+        run(model, to_b(crashes), out=tiny_disk / "m.b")
+    assert caught.value.details["needed_bytes"] > 60 << 20
+
+
+_SLOW_RUN = """
+    import sys, time
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import toy_rooms as toy
+    from convkit import cli, pipeline
+    from convkit.recipe import Recipe
+    from convkit.step import ladder, rung
+
+    @rung("slow")
+    def slow(source, out, work):
+        out.write_text("b fp32")
+        print("working", flush=True)
+        time.sleep(60)
+
+    step = ladder("a", "b", slow, carries=("fp32",), loses="nothing")
+    recipe = Recipe(model={model!r}, to="b")
+    sys.exit(cli.outcome(lambda: pipeline.run(recipe, converters=toy.graph(step))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "leftovers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 0), (signal.SIGKILL, -9, 1)],
+)
+def test_a_run_cut_off_leaves_no_result_and_the_next_one_works(
+    model: Path, sent: signal.Signals, code: int, leftovers: int
+) -> None:
+    script = textwrap.dedent(_SLOW_RUN).format(tests=str(Path(__file__).parent), model=str(model))
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        time.sleep(0.1)
+        os.kill(process.pid, sent)
+        assert process.wait(timeout=20) == code
+    assert len(left_beside(model)) == leftovers
+    run(model, to_b(copy()))
+    assert left_beside(model) == {"m.b", "m.b.convkit.json"}

@@ -1,0 +1,196 @@
+"""Recording a reference and judging a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_rooms as toy
+
+from convkit import samples, verification
+from convkit.artifact import Precision, TensorSpec
+from convkit.errors import StepError
+from convkit.step import Feeds, Outputs, Runner
+
+X = TensorSpec("x", "float32", ("batch", 4))
+
+
+class Computing(Runner):
+    """A runner around a function."""
+
+    def __init__(self, function: Callable[[Any], Outputs], inputs: tuple[TensorSpec, ...] = (X,)):
+        self.function, self.inputs, self.outputs = function, inputs, ()
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        return self.function(feeds[self.inputs[0].name])
+
+    def example(self, sizes: Any, seed: int) -> Feeds:
+        return samples.draw(self.inputs, sizes, seed)
+
+
+def recorded(function: Callable[[Any], Outputs]) -> verification.Recording:
+    runner = Computing(function)
+    feeds = [runner.example(sizes, 0) for sizes in samples.shape_sets(runner.inputs)]
+    return verification.record(runner, feeds, 3)
+
+
+def judged(
+    reference: Callable[[Any], Outputs], candidate: Callable[[Any], Outputs], precision: str = "fp32"
+) -> verification.Comparison:
+    return verification.compare(recorded(reference), Computing(candidate), Precision(precision))
+
+
+def failed(comparison: verification.Comparison) -> set[str]:
+    return {check.metric for check in comparison.failures}
+
+
+def test_recording_covers_batch_one_a_larger_batch_and_another() -> None:
+    batches = [feeds["x"].shape[0] for feeds in recorded(lambda x: {"y": x}).samples]
+    assert batches == [1, 3, 2]
+
+
+def test_inputs_that_the_source_refuses_are_left_out_and_said() -> None:
+    def in_fours(x: Any) -> Outputs:
+        if len(x) % 4:
+            raise ValueError("batch must be a multiple of 4")
+        return {"y": x}
+
+    recording = recorded(in_fours)
+    assert [feeds["x"].shape[0] for feeds in recording.samples] == [4, 8, 12]
+    assert any("multiple of 4" in text for text in recording.refused)
+
+
+def test_a_source_that_refuses_everything_is_an_error() -> None:
+    def never(x: Any) -> Outputs:
+        raise ValueError("no")
+
+    with pytest.raises(StepError, match="does not run"):
+        recorded(never)
+
+
+def test_observed_output_sizes_that_change_are_dynamic() -> None:
+    (spec,) = recorded(lambda x: {"y": x}).outputs
+    assert spec.shape == ("y_dim0", 4)
+
+
+def test_equal_models_pass_every_check() -> None:
+    comparison = judged(lambda x: {"y": 2 * x}, lambda x: {"y": 2 * x})
+    assert comparison.passed
+    metrics = {check.metric for check in comparison.checks}
+    assert {"cosine", "sqnr_db", "max_abs", "top1_agreement", "nonfinite"} <= metrics
+
+
+def test_an_error_of_one_in_a_thousand_fails_fp32_and_passes_fp16() -> None:
+    noise = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+
+    def off(x: Any) -> Outputs:
+        return {"y": x * (1 + 1e-3 * noise[: len(x)])}
+
+    assert "sqnr_db" in failed(judged(lambda x: {"y": x}, off))
+    assert judged(lambda x: {"y": x}, off, "fp16").passed
+
+
+def test_wrong_only_at_another_batch_size_is_found() -> None:
+    def frozen(x: Any) -> Outputs:
+        return {"y": x if len(x) == 1 else x * 0.5}
+
+    assert not judged(lambda x: {"y": x}, frozen).passed
+
+
+def test_a_crash_of_the_candidate_is_a_failed_check() -> None:
+    def crash(x: Any) -> Outputs:
+        if len(x) == 3:
+            raise RuntimeError("Reshape: cannot reshape")
+        return {"y": x}
+
+    (check,) = judged(lambda x: {"y": x}, crash).failures
+    assert check.metric == "runs"
+    assert "cannot reshape" in check.sample
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_fail(bad: float) -> None:
+    def spoiled(x: Any) -> Outputs:
+        y = x.copy()
+        y[0, 0] = bad
+        return {"y": y}
+
+    assert "nonfinite" in failed(judged(lambda x: {"y": x}, spoiled, "q4"))
+
+
+def test_nan_where_the_source_has_nan_passes() -> None:
+    def partly(x: Any) -> Outputs:
+        y = x.copy()
+        y[0, 0] = np.nan
+        return {"y": y}
+
+    assert judged(partly, partly).passed
+
+
+def test_dtype_shape_and_name_are_a_contract() -> None:
+    def source(x: Any) -> Outputs:
+        return {"y": x}
+
+    assert failed(judged(source, lambda x: {"y": x.astype(np.float64)})) == {"dtype"}
+    assert failed(judged(source, lambda x: {"y": x[:, :3]})) == {"shape"}
+    assert "name" in failed(judged(source, lambda x: {"z": x}))
+    assert failed(judged(source, lambda x: {"y": x, "z": x})) == {"output_count"}
+
+
+def test_a_half_precision_result_may_give_half_precision_outputs() -> None:
+    def half(x: Any) -> Outputs:
+        return {"y": x.astype(np.float16)}
+
+    assert judged(lambda x: {"y": x}, half, "fp16").passed
+
+
+def test_integers_must_agree() -> None:
+    def source(x: Any) -> Outputs:
+        return {"y": x.argmax(-1)}
+
+    assert judged(source, source).passed
+    assert "agreement" in failed(judged(source, lambda x: {"y": x.argmin(-1)}))
+
+
+def test_an_output_of_mere_rounding_noise_is_not_judged_by_its_ratio() -> None:
+    def zero(x: Any) -> Outputs:
+        return {"y": x * np.float32(1e-9)}
+
+    assert judged(zero, lambda x: {"y": x * np.float32(-1e-9)}).passed
+
+
+def test_a_fixed_dimension_is_lost_by_name_and_judged_where_it_fits() -> None:
+    fixed = Computing(lambda x: {"y": x}, (TensorSpec("x", "float32", (3, 4)),))
+    comparison = verification.compare(recorded(lambda x: {"y": x}), fixed, Precision.FP32)
+    assert comparison.lost == ("x.batch",)
+    assert comparison.passed
+
+
+def test_a_candidate_that_takes_none_of_the_inputs_fails() -> None:
+    fixed = Computing(lambda x: {"y": x}, (TensorSpec("x", "float32", (9, 4)),))
+    assert not verification.compare(recorded(lambda x: {"y": x}), fixed, Precision.FP32).passed
+
+
+def test_other_names_are_matched_by_order_when_asked_for() -> None:
+    other = Computing(lambda x: {"out": x}, (TensorSpec("in", "float32", ("n", 4)),))
+    recording = recorded(lambda x: {"y": x})
+    comparison = verification.compare(recording, other, Precision.FP32, same_names=False)
+    assert comparison.passed
+    assert comparison.renamed == (("y", "out"),)
+
+
+def test_every_precision_has_limits_with_a_reason() -> None:
+    assert set(verification.LIMITS) == set(Precision)
+    assert all(len(limits.reason) > 40 for limits in verification.LIMITS.values())
+
+
+def test_limits_loosen_as_precision_falls() -> None:
+    ratios = [verification.LIMITS[p].sqnr_db for p in ("fp32", "fp16", "bf16", "int8", "q4")]
+    assert ratios == sorted(ratios, reverse=True)
+
+
+def test_toy_runner_is_a_runner() -> None:
+    with toy.ToyRunner(2.0) as runner:
+        assert runner({"x": np.ones((1, 4), np.float32)})["y"].sum() == 8
