@@ -18,7 +18,13 @@ import numpy as np
 from convkit import metrics
 from convkit.artifact import Artifact, Precision, TensorSpec
 from convkit.errors import UsageError
-from convkit.exposing import Exposed, ExposedGraph, ExposedNetwork, module_values
+from convkit.exposing import (
+    Exposed,
+    ExposedGraph,
+    ExposedNetwork,
+    element_counts,
+    module_values,
+)
 from convkit.step import Feeds, Outputs
 from convkit.verification import LIMITS, fit_feeds, label_of
 
@@ -31,6 +37,10 @@ _BYTES_PER_ELEMENT = 32
 _HEALED_DB = 20.0
 """How far above the limit the readers of a differing tensor must agree for it to be harmless. A
 mask of -65504 for -1e9 is gone after the softmax; an error that only shrank is 20 dB worse."""
+
+_HEALING_LEVELS = 6
+"""How far a difference is followed: a mask is reshaped, expanded and added before the softmax."""
+_HEALING_COUNT = 48
 
 _MAX_RUNS = 64
 """Runs after which the best answer so far is given."""
@@ -204,7 +214,7 @@ class _Search:
         self._order = {name: index for index, name in enumerate(graph.makers)}
         self._measured: dict[str, tuple[float, float]] = {}
         self._run_count = 0
-        self._elements = _element_counts(graph, feeds)
+        self._elements = element_counts(graph, feeds)
         self._at_once = max(1, math.ceil(math.log2(len(self._pairs) + 1)))
 
     def first_output(self) -> str | None:
@@ -216,7 +226,7 @@ class _Search:
     def divergence(self, start: str) -> Divergence:
         """Narrows down from an output that differs."""
         found = self._narrow(start)
-        while found != start and self._run_count < _MAX_RUNS and not self._matters(found):
+        while found != start and self._run_count < _MAX_RUNS and not self._matters(found, start):
             self._forget(found)
             found = self._narrow(start)
         sqnr_db, max_abs = self._measured[found]
@@ -253,26 +263,51 @@ class _Search:
             self._probe(self._choose(unknown))
         return found
 
-    def _matters(self, found: str) -> bool:
-        """Whether a difference reaches a nearest common tensor that is computed from it."""
-        readers = self._children(found)
-        unknown = [name for name in readers if name not in self._measured]
-        while unknown and self._run_count < _MAX_RUNS:
-            self._probe(self._choose(unknown))
-            unknown = [n for n in unknown if n not in self._measured and n in self._pairs]
-        known = [self._measured[name] for name in readers if name in self._measured]
-        return not known or any(self._judge.is_touched(measured) for measured in known)
+    def _matters(self, found: str, start: str) -> bool:
+        """Whether a difference still shows some tensors on, or at the output `start`."""
+        levels = self._levels_below(found)
+        while self._run_count < _MAX_RUNS:
+            below = [name for level in levels for name in level]
+            unknown = [n for n in below if n not in self._measured and n in self._pairs]
+            if not unknown:
+                break
+            self._probe(self._fitting(unknown))
+        touched = {found}
+        for level in levels:
+            shown = {n for n in level if n in self._measured}
+            shown = {n for n in shown if self._judge.is_touched(self._measured[n])}
+            touched = {n for name in touched for n in self._children(name) if n in shown}
+            if not touched or start in touched:
+                break
+        return bool(touched)
+
+    def _levels_below(self, found: str) -> list[list[str]]:
+        """Common tensors computed from one, the nearest first; a few dozen at most."""
+        levels, seen = [[found]], {found}
+        while len(levels) <= _HEALING_LEVELS and len(seen) <= _HEALING_COUNT:
+            below = [n for name in levels[-1] for n in self._children(name)]
+            below = [n for n in dict.fromkeys(below) if n not in seen]
+            if not below:
+                break
+            seen.update(below)
+            levels.append(below)
+        return levels[1:]
 
     def _choose(self, names: Sequence[str]) -> list[str]:
-        """Evenly spaced ones: as many as are asked at once and memory allows, one at least."""
+        """Evenly spaced ones, as many as are asked at once and as memory allows."""
         count = min(self._at_once, len(names))
         spaced = [names[(i + 1) * len(names) // (count + 1)] for i in range(count)]
+        return self._fitting(list(dict.fromkeys(spaced)))
+
+    def _fitting(self, names: Sequence[str]) -> list[str]:
+        """The first ones, as many as memory allows; one at least."""
         chosen: list[str] = []
         left = self._memory_limit_bytes
-        for name in dict.fromkeys(spaced):
+        for name in names:
             left -= self._elements[name] * _BYTES_PER_ELEMENT
-            if left >= 0 or not chosen:
-                chosen.append(name)
+            if left < 0 and chosen:
+                break
+            chosen.append(name)
         return chosen
 
     def _probe(self, names: Sequence[str]) -> None:
@@ -360,25 +395,3 @@ def _are_comparable(reference: Array, candidate: Array) -> bool:
         and reference.dtype.kind not in "OUSc"
         and candidate.dtype.kind not in "OUSc"
     )
-
-
-def _element_counts(graph: ExposedGraph, feeds: Feeds) -> dict[str, int]:
-    """Elements of every value by estimate: from the file's shapes with this input's sizes.
-
-    A value without a shape in the file is taken to be as large as the largest that has one.
-    """
-    sizes: dict[str, int] = {}
-    for spec in graph.inputs:
-        array = feeds.get(spec.name)
-        if array is not None and array.ndim == len(spec.shape):
-            named = zip(spec.shape, array.shape, strict=True)
-            sizes |= {name: size for name, size in named if isinstance(name, str)}
-    largest_size = max((max(array.shape, default=1) for array in feeds.values()), default=1)
-    specs = {**graph.header.values, **{spec.name: spec for spec in graph.header.outputs}}
-    known = {
-        name: math.prod(d if isinstance(d, int) else sizes.get(d, largest_size) for d in spec.shape)
-        for name, spec in specs.items()
-    }
-    fed = (int(array.size) for array in feeds.values())
-    largest = max((*known.values(), *fed), default=1)
-    return {name: known.get(name, largest) for name in graph.makers}

@@ -41,7 +41,8 @@ class Climb:
     Attributes:
         converters: where formats are found.
         place: where results come into being.
-        recording: what the untouched source computes.
+        source: the untouched model.
+        recording: what it computes.
         options: step name -> its options.
         last: the step whose result gets the destination's name.
         verifies: False where the user wants no comparison.
@@ -51,6 +52,7 @@ class Climb:
 
     converters: ConverterGraph
     place: Workspace
+    source: Artifact
     recording: verification.Recording
     options: Mapping[str, Mapping[str, Any]]
     last: Step
@@ -127,7 +129,7 @@ class Climb:
         self.listener.stage(f"Verifying {step.name} ({rung.name})")
         comparison = self._judge(made, note)
         if not comparison.passed:
-            raise _verification_error(step, comparison, out, self.recording)
+            raise _verification_error(step, comparison, out)
         return _Attempt(made, comparison)
 
     def _failure(
@@ -145,7 +147,12 @@ class Climb:
         chosen.why = (*chosen.why, *others)
         result = chosen.details.pop("result", None)
         if result is not None:
-            chosen.why = (*chosen.why, f"Kept for inspection: {self.place.reject(result)}")
+            kept = self.place.reject(result)
+            chosen.why = (*chosen.why, f"Kept for inspection: {kept}")
+            chosen.hint = (
+                f"Look where it begins:  convkit verify {self.source.path} {kept} --bisect\n"
+                "Or compare on real inputs:  --samples inputs.npz"
+            )
         return chosen
 
     def _load(self, artifact: Artifact) -> Any:
@@ -227,23 +234,22 @@ def _run_rung(
 
 
 def _verification_error(
-    step: Step, comparison: verification.Comparison, result: Path, recording: verification.Recording
+    step: Step, comparison: verification.Comparison, result: Path
 ) -> VerificationError:
     worst = comparison.failures[0]
-    lines = [
-        f"{check.output}: {check.metric} {check.value:.6g}, the limit is {check.limit:.6g}"
-        f" ({check.sample})"
-        for check in comparison.failures[:5]
-    ]
-    return VerificationError(
-        f"Verification failed after {step.name}: output '{worst.output}' differs from the source.",
-        why=lines,
-        hint="Look where it begins:  convkit verify SOURCE RESULT --bisect"
-        "      or give real inputs:  --samples inputs.npz",
-        checks=[check.to_json() for check in comparison.checks],
-        samples=[verification.label_of(feeds) for feeds in recording.samples],
-        result=result,
-    )
+    if worst.metric == "runs":
+        what = f"Verification failed after {step.name}: the result does not run."
+        why = [check.sample for check in comparison.failures[:5]]
+    else:
+        name = worst.output
+        what = f"Verification failed after {step.name}: '{name}' is too far from the source model."
+        why = [
+            f"{check.output}: {check.metric} {check.value:.6g}, the limit is {check.limit:.6g}"
+            f" ({check.sample})"
+            for check in comparison.failures[:5]
+        ]
+    checks = [check.to_json() for check in comparison.checks]
+    return VerificationError(what, why=why, checks=checks, result=result)
 
 
 def _versions(step: Step) -> dict[str, str]:

@@ -30,13 +30,10 @@ _MIB = 1 << 20
 
 
 def stdout() -> Console:
-    """Where results go; at most 100 columns, so that tables look alike everywhere."""
-    console = Console(highlight=False, soft_wrap=False)
-    return Console(highlight=False, width=min(console.width, _WIDTH)) if _wide(console) else console
-
-
-def _wide(console: Console) -> bool:
-    return console.width > _WIDTH or not console.is_terminal
+    """Where results go: at most 100 columns wide, and just that where no terminal says otherwise."""
+    console = Console(highlight=False)
+    width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    return Console(highlight=False, width=width)
 
 
 def print_json(document: Any) -> None:
@@ -232,7 +229,7 @@ def print_tour(stops: Sequence[TourStop]) -> None:
         report = stop.report
         ratios = [check.value for check in report.checks if check.metric == "sqnr_db"]
         table.add_row(
-            escape(str(report.artifact.path)),
+            escape(report.artifact.path.name),
             str(report.artifact.precision),
             f"{report.size_bytes / 1024:.0f}",
             f"{stop.accuracy:.1%}",
@@ -242,8 +239,10 @@ def print_tour(stops: Sequence[TourStop]) -> None:
     console.print(table)
     console.print(
         "A network was trained on 1,300 handwritten digits, converted, and each result compared\n"
-        "with the original; accuracy is on 497 digits it never saw. Now try your own:\n"
-        "  [cyan]convkit convert MODEL --to onnx --fp16[/]"
+        "with the original; accuracy is on 497 digits it never saw.\n"
+        f"The results lie in {escape(str(stops[0].report.artifact.path.parent))}. Try your own:\n"
+        "  [cyan]convkit convert MODEL --to onnx --fp16[/]",
+        soft_wrap=True,
     )
 
 

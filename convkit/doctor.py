@@ -194,10 +194,11 @@ def _examine_torch(torch: importlib.metadata.Distribution, gpus: Sequence[Gpu]) 
         what = f"torch {torch.version} is registered, but its files are gone"
         remedy = f'pip install --force-reinstall "torch=={torch.version}"'
         return Finding("torch", "PyTorch build", "wrong", what, remedy)
-    match = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE)
-    if match:
-        return Finding("torch", "PyTorch build", "ok", f"CUDA {match[1]}")
-    if gpus and re.search(r"^hip\b[^=]*=\s*'", text, re.MULTILINE) is None:
+    for variable, platform_name in (("cuda", "CUDA"), ("hip", "ROCm")):
+        match = re.search(rf"^{variable}\b[^=]*=\s*'([^']+)'", text, re.MULTILINE)
+        if match:
+            return Finding("torch", "PyTorch build", "ok", f"{platform_name} {match[1]}")
+    if gpus:
         what = f"torch {torch.version} computes on the CPU only; this machine has a GPU"
         public = torch.version.partition("+")[0]
         remedy = f'pip install --force-reinstall "torch=={public}"'

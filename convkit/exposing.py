@@ -6,6 +6,7 @@ Only the tensors asked for are kept, so memory is theirs alone, however deep the
 from __future__ import annotations
 
 import abc
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Precision, TensorSpec
+from convkit.errors import UnsupportedError
 from convkit.step import Feeds, Outputs, Runner
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class ExposedGraph(Exposed):
         from convkit.formats.onnx_session import SessionRunner
 
         if self._is_half:
-            with suppress(ImportError, OSError):
+            with suppress(ImportError, OSError, UnsupportedError):
                 return self._open_exact(inner)
         return SessionRunner(self.artifact, inner)
 
@@ -151,6 +153,28 @@ def module_values(graph: ExposedGraph, modules: Iterable[str]) -> dict[str, str]
                     made[outer] = name
     paths = _match_scopes(made, modules)
     return {made[scope]: path for scope, path in paths.items()}
+
+
+def element_counts(graph: ExposedGraph, feeds: Feeds) -> dict[str, int]:
+    """Elements of every value by estimate: from the file's shapes with this input's sizes.
+
+    A value without a shape in the file is taken to be as large as the largest that has one.
+    """
+    sizes: dict[str, int] = {}
+    for spec in graph.inputs:
+        array = feeds.get(spec.name)
+        if array is not None and array.ndim == len(spec.shape):
+            named = zip(spec.shape, array.shape, strict=True)
+            sizes |= {name: size for name, size in named if isinstance(name, str)}
+    largest_size = max((max(array.shape, default=1) for array in feeds.values()), default=1)
+    specs = {**graph.header.values, **{spec.name: spec for spec in graph.header.outputs}}
+    known = {
+        name: math.prod(d if isinstance(d, int) else sizes.get(d, largest_size) for d in spec.shape)
+        for name, spec in specs.items()
+    }
+    fed = (int(array.size) for array in feeds.values())
+    largest = max((*known.values(), *fed), default=1)
+    return {name: known.get(name, largest) for name in graph.makers}
 
 
 def _match_scopes(

@@ -88,6 +88,7 @@ def run(
         climb = Climb(
             converters=converters,
             place=place,
+            source=source,
             recording=recording,
             options=job.options,
             last=job.route.steps[-1],

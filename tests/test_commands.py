@@ -98,4 +98,6 @@ def test_commands_print_and_return_what_the_file_says(
         where = f"{path.name}:{step.line}: $ {step.command}\n{printed}"
         assert code == step.code, where
         wanted = pattern_of(step.expected)
-        assert re.fullmatch(wanted, "".join(f"{li.rstrip()}\n" for li in printed.splitlines())), where
+        assert re.fullmatch(wanted, "".join(f"{li.rstrip()}\n" for li in printed.splitlines())), (
+            where
+        )

@@ -168,7 +168,9 @@ def test_wrong_options_are_refused_with_the_nearest(
 def test_every_step_found_connects_known_formats() -> None:
     found = graphs.discover()
     for step in found.steps.values():
-        states = {getattr(step, side) for side in ("source", "target", "format") if hasattr(step, side)}
+        states = {
+            getattr(step, side) for side in ("source", "target", "format") if hasattr(step, side)
+        }
         assert states <= set(found.formats), step.name
 
 

@@ -144,7 +144,7 @@ def test_a_rung_that_fails_gives_way_to_the_next_and_is_reported(model: Path) ->
     reasons = {rung.name: rung.reason for rung in step.rungs if not rung.served}
     assert reasons["skips"] == "only for folders"
     assert "segment 7 is bent" in reasons["crashes"]
-    assert "differs from the source" in reasons["wrong"]
+    assert "too far from the source" in reasons["wrong"]
     assert left_beside(model) == {"m.b", "m.b.convkit.json"}
 
 

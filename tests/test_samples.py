@@ -50,7 +50,10 @@ def test_resize_cuts_and_repeats_along_dynamic_dimensions_only() -> None:
 
 def test_specs_read_off_samples_call_the_shared_first_dimension_batch() -> None:
     feeds = {"a": np.zeros((2, 3), np.float32), "n": np.zeros((), np.int64)}
-    assert [str(spec) for spec in samples.specs_of([feeds])] == ["a: float32[batch, 3]", "n: int64[]"]
+    assert [str(spec) for spec in samples.specs_of([feeds])] == [
+        "a: float32[batch, 3]",
+        "n: int64[]",
+    ]
 
 
 def test_sizes_that_differ_between_samples_are_dynamic() -> None:

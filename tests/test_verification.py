@@ -37,7 +37,9 @@ def recorded(function: Callable[[Any], Outputs]) -> verification.Recording:
 
 
 def judged(
-    reference: Callable[[Any], Outputs], candidate: Callable[[Any], Outputs], precision: str = "fp32"
+    reference: Callable[[Any], Outputs],
+    candidate: Callable[[Any], Outputs],
+    precision: str = "fp32",
 ) -> verification.Comparison:
     return verification.compare(recorded(reference), Computing(candidate), Precision(precision))
 

@@ -82,14 +82,6 @@ class Call:
             if spec.dynamic
         }
 
-    def shaped(self, leaves: Sequence[Any]) -> Any:
-        """Flat outputs as the module gave them: one tensor, a tuple, or a dictionary by name."""
-        if self.outputs == ("output",):
-            return leaves[0]
-        if all(name.startswith("output_") for name in self.outputs):
-            return tuple(leaves)
-        return dict(zip(self.outputs, leaves, strict=True))
-
     def _arguments(self) -> list[Any]:
         return list(self.module.forward.schema.arguments[1:])
 

@@ -36,8 +36,9 @@ class Interpreted(nn.Module):  # type: ignore[misc,unused-ignore]
         self._root = next(self.graph.held.inputs()).debugName()
         self._attributes: dict[tuple[str, ...], Any] = {}
         self._constants: dict[str, Any] = {}
-        parameters = {id(p) for p in module.parameters()}
-        self._adopt(module, self.graph.held, parameters)
+        named = (*module.named_parameters(), *module.named_buffers())
+        self._known = {_identity(t): tuple(n.split(".")) for n, t in reversed(named) if t.numel()}
+        self._adopt(module, self.graph.held)
 
     def forward(self, *arguments: Any) -> Any:
         """Runs the graph."""
@@ -53,54 +54,78 @@ class Interpreted(nn.Module):  # type: ignore[misc,unused-ignore]
 
     def attribute(self, path: tuple[str, ...]) -> Any:
         """The value of an attribute as loaded: a tensor, a plain value, or an object."""
-        value = self._attributes.get(path, _Object(path))
-        if isinstance(value, _Stored):
-            held: Any = self
-            for name in value.path:
-                held = getattr(held, name)
-            return held
-        return value
+        return self._restored(self._attributes.get(path, _Object(path)))
 
     def constant(self, node: Any) -> Any:
-        """The value of a constant node."""
+        """The value of a constant node; a whole number that a trace wrapped in a tensor is bare."""
         name = node.output().debugName()
-        return getattr(self, self._constants[name]) if name in self._constants else node.output().toIValue()
+        if name in self._constants:
+            return getattr(self, self._constants[name])
+        value = node.output().toIValue()
+        return value.item() if isinstance(value, torch.Tensor) else value
 
-    def _adopt(self, module: Any, block: Any, parameters: set[int]) -> None:
+    def _adopt(self, module: Any, block: Any) -> None:
         """Takes over every attribute and tensor constant that the graph reads."""
         for node in block.nodes():
             if node.kind() == "prim::GetAttr":
                 path = attribute_path(node, self._root)
                 if path is not None and path not in self._attributes:
-                    self._adopt_attribute(module, path, parameters)
+                    self._adopt_attribute(module, path)
             elif node.kind() == "prim::Constant" and node.hasAttribute("value"):
                 value = node.output().toIValue()
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, torch.Tensor) and not _is_number(value):
                     name = f"constant_{len(self._constants)}"
                     self.register_buffer(name, value.detach())
                     self._constants[node.output().debugName()] = name
             for inner in node.blocks():
-                self._adopt(module, inner, parameters)
+                self._adopt(module, inner)
 
-    def _adopt_attribute(self, module: Any, path: tuple[str, ...], parameters: set[int]) -> None:
+    def _adopt_attribute(self, module: Any, path: tuple[str, ...]) -> None:
         held = module
         for name in path:
             held = getattr(held, name)
-        if isinstance(held, torch.jit.ScriptModule):
-            return
-        if isinstance(held, torch.Tensor):
-            owner: Any = self
-            for name in path[:-1]:
-                if not hasattr(owner, name):
-                    owner.add_module(name, nn.Module())
-                owner = getattr(owner, name)
-            if id(held) in parameters or isinstance(held, nn.Parameter):
-                parameter = nn.Parameter(held.detach(), requires_grad=False)
-                owner.register_parameter(path[-1], parameter)
+        if not isinstance(held, torch.jit.ScriptModule):
+            self._attributes[path] = self._stored(held, path)
+
+    def _stored(self, held: Any, path: tuple[str, ...]) -> Any:
+        """A value with its tensors registered, each once, and replaced by where they are."""
+        if isinstance(held, list | tuple):
+            items = [self._stored(item, (*path, str(i))) for i, item in enumerate(held)]
+            return tuple(items) if isinstance(held, tuple) else items
+        if not isinstance(held, torch.Tensor):
+            return held
+        path = self._known.get(_identity(held), path)
+        owner: Any = self
+        for name in path[:-1]:
+            if not hasattr(owner, name):
+                owner.add_module(name, nn.Module())
+            owner = getattr(owner, name)
+        if not hasattr(owner, path[-1]):
+            if isinstance(held, nn.Parameter):
+                owner.register_parameter(path[-1], nn.Parameter(held.detach(), requires_grad=False))
             else:
                 owner.register_buffer(path[-1], held.detach())
-            held = _Stored(path)
-        self._attributes[path] = held
+        return _Stored(path)
+
+    def _restored(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            items = [self._restored(item) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        if isinstance(value, _Stored):
+            held: Any = self
+            for name in value.path:
+                held = getattr(held, name)
+            return held
+        return value.copy() if isinstance(value, dict) else value
+
+
+def _is_number(tensor: Any) -> bool:
+    return tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.int32, torch.bool)
+
+
+def _identity(tensor: Any) -> tuple[Any, ...]:
+    """Equal for two handles on one tensor; a TorchScript list holds its own handles."""
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 class _Opaque:
@@ -175,8 +200,6 @@ class _Frame:
             value = self.module.attribute(path)
             if isinstance(value, torch.Tensor) and _is_changed(node.output()):
                 value = value.clone()  # a buffer changed in place would keep the change
-            elif isinstance(value, list | dict):
-                value = value.copy()
             self._assigned[path] = value
         self._set(node, [self._assigned[path]])
 

@@ -108,7 +108,12 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _same_sign_division(left: Any, right: Any, *rounding: Any) -> Any:
+def _whole(value: Any) -> Any:
+    """The number as an integer; a symbolic size stays symbolic."""
+    return int(value) if isinstance(value, bool | str) else torch.sym_int(value)
+
+
+def _divided(left: Any, right: Any, *rounding: Any) -> Any:
     """`aten::div` on numbers: true division, or rounded as the mode says."""
     mode = rounding[0] if rounding else None
     if mode == "floor":
@@ -162,7 +167,7 @@ def _scaled(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 _ON_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "aten::add": _scaled(operator.add), "aten::sub": _scaled(operator.sub),
     "aten::rsub": lambda left, right, alpha=1: right - left * alpha,
-    "aten::mul": operator.mul, "aten::div": _same_sign_division,
+    "aten::mul": operator.mul, "aten::div": _divided,
     "aten::floordiv": operator.floordiv, "aten::floor_divide": operator.floordiv,
     "aten::remainder": operator.mod, "aten::neg": operator.neg, "aten::pow": operator.pow,
     "aten::eq": operator.eq, "aten::ne": operator.ne, "aten::lt": operator.lt,
@@ -171,7 +176,7 @@ _ON_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "aten::__or__": operator.or_, "aten::__xor__": operator.xor,
     "aten::ceil": math.ceil, "aten::floor": math.floor, "aten::sqrt": lambda x: x**0.5,
     "aten::log": math.log, "aten::exp": math.exp, "aten::abs": abs, "prim::abs": abs,
-    "aten::Int": int, "aten::Float": float, "aten::Bool": bool,
+    "aten::Int": _whole, "aten::Float": torch.sym_float, "aten::Bool": lambda x: x != 0,
     "aten::IntImplicit": lambda x: x, "aten::FloatImplicit": lambda x: x,
     "aten::ScalarImplicit": lambda x: x, "aten::item": lambda x: x,
     "aten::str": str, "aten::format": _format, "aten::ord": ord, "aten::lower": str.lower,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from convkit.converters.torchscript_call import Call, quiet_exporters
+from convkit.converters.torchscript_call import Call, quiet_exporters, to_torch
 from convkit.converters.torchscript_graph import assigned_attributes, control_flow
 from convkit.errors import UnsupportedError
 
@@ -91,15 +91,13 @@ def _export(inner: Any, call: Call) -> Any:
     import torch
     from torch.export import Dim
 
-    example = call.arguments(call.example, numbers=True)
+    names = _tensor_names(call)
+    example = tuple(to_torch(call.example[name]) for name in names)
     module = _named(inner, call)
     axes = call.dynamic_axes()
     first: Exception | None = None
     for mark in (Dim.DYNAMIC, Dim.AUTO, Dim.STATIC):
-        shapes = [
-            {axis: mark for axis in axes.get(name, {})} if isinstance(value, torch.Tensor) else None
-            for name, value in zip(_parameters(call), example, strict=False)
-        ]
+        shapes = [dict.fromkeys(axes.get(name, {}), mark) for name in names]
         try:
             with quiet_exporters(), torch.no_grad():
                 return torch.export.export(module, example, dynamic_shapes=tuple(shapes))
@@ -109,32 +107,44 @@ def _export(inner: Any, call: Call) -> Any:
     raise first
 
 
-def _parameters(call: Call) -> list[str]:
-    return [argument.name for argument in call.module.forward.schema.arguments[1:]]
+def _tensor_names(call: Call) -> list[str]:
+    """Arguments that the program takes: the tensors that are fed."""
+    return [spec.name for spec in call.specs if spec.name not in call.number_names]
 
 
 def _named(inner: Any, call: Call) -> Any:
-    """A module with the ScriptModule's argument names and output structure around `inner`."""
+    """A module with the ScriptModule's tensor arguments by name around `inner`."""
     import torch
-    from torch.utils import _pytree
 
-    count = len(call.arguments(call.example, numbers=True))
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in _parameters(call)[:count]
-    ]
+    example = call.arguments(call.example, numbers=True)
+    order = [a.name for a in call.module.forward.schema.arguments[1:]]
+    names = _tensor_names(call)
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
 
     class Named(torch.nn.Module):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:
             super().__init__()
             self.inner = inner
 
-        def forward(self, *arguments: Any) -> Any:
-            leaves = [leaf for leaf in _pytree.tree_leaves(self.inner(*arguments)) if leaf is not None]
-            return call.shaped(leaves) if call.outputs else leaves
+        def forward(self, *tensors: Any) -> Any:
+            fed = dict(zip(names, tensors, strict=True))
+            values = zip(order, example, strict=False)
+            return _shaped(self.inner(*(fed.get(name, value) for name, value in values)), call)
 
     function: Any = Named.forward
     function.__signature__ = inspect.Signature(
         [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters]
     )
     return Named()
+
+
+def _shaped(result: Any, call: Call) -> Any:
+    """Results in plain containers: a named tuple, which graphs forget, becomes a dictionary."""
+    from torch.utils import _pytree
+
+    if isinstance(result, Mapping):
+        return dict(result)
+    if call.outputs and not call.outputs[0].startswith("output"):
+        leaves = [leaf for leaf in _pytree.tree_leaves(result) if leaf is not None]
+        return dict(zip(call.outputs, leaves, strict=True))
+    return result

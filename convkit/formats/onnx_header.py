@@ -26,7 +26,7 @@ _MAX_DEPTH = 32
 # ModelProto: ir_version 1, producer_name 2, producer_version 3, domain 4, model_version 5,
 # doc_string 6, graph 7, opset_import 8, metadata_props 14, training_info 20, functions 25
 _MODEL_WIRE = {1: VARINT, 5: VARINT, **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)}
-_GRAPH_KEY = 7 << 3 | BYTES
+_GRAPH_KEY = bytes((7 << 3 | BYTES,))
 _NEWEST_IR = 99
 
 _PACKED: Mapping[str, int] = {
@@ -125,7 +125,7 @@ def _begins_as_model(data: Buffer) -> bool:
             elif number == 7:
                 has_graph = has_graph or _begins_as_graph(data, at, value)
     except WireError as cut:
-        return has_version and (has_graph or data[cut.offset] == _GRAPH_KEY)
+        return has_version and (has_graph or data[cut.offset : cut.offset + 1] == _GRAPH_KEY)
     return has_version and has_graph
 
 

@@ -22,8 +22,7 @@ class TorchScriptRunner(Runner):
     """A ScriptModule behind the Runner contract.
 
     Inputs are fed by the names of `forward`'s arguments. An argument of type int, float or bool takes
-    a 0-d array. A single tensor comes out as `output`, a tuple or list as `output_0`, `output_1` ...,
-    a dictionary by its keys, a named tuple by its fields.
+    a 0-d array. Outputs are named as `flatten` says.
 
     State a module keeps between calls (attributes it assigns, buffers it changes in place) is put
     back before each call: with the module's own `reset_states()` where it has one, else to what it
@@ -239,21 +238,31 @@ def compared_integers(graph: Any) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def flatten(result: Any, prefix: str = "output") -> Iterator[tuple[str, Any]]:
-    """Name and value of each tensor in what a module returned; None is left out."""
-    parts: list[tuple[str, Any]]
-    if isinstance(result, Mapping):
-        parts = [(str(key), value) for key, value in result.items()]
-    elif hasattr(result, "_fields"):
-        parts = list(zip(result._fields, result, strict=True))
-    elif isinstance(result, list | tuple):
-        parts = [(f"{prefix}_{index}", value) for index, value in enumerate(result)]
+def flatten(result: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of each tensor or number in what a module returned; None is left out.
+
+    A lone tensor is `output`; a position in a tuple or list is `output_0`, nested `output_0.1`; keys
+    of dictionaries and fields of named tuples name themselves.
+    """
+    for path, value in _leaves(result, ()):
+        name = ".".join(path)
+        yield (f"output_{name}" if name[:1].isdigit() else name or "output"), value
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    parts: Sequence[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        parts = list(value.items())
+    elif hasattr(value, "_fields"):
+        parts = list(zip(value._fields, value, strict=True))
+    elif isinstance(value, list | tuple):
+        parts = list(enumerate(value))
     else:
-        if result is not None:
-            yield prefix, result
+        if value is not None:
+            yield path, value
         return
-    for name, value in parts:
-        yield from flatten(value, name)
+    for key, item in parts:
+        yield from _leaves(item, (*path, str(key)))
 
 
 def _arguments(module: Any) -> dict[str, tuple[str, bool]]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convkit.passes.onnx_half_files import array_of
-from convkit.passes.onnx_half_types import graphs_of, is_float
+from convkit.onnx_structure import array_of
+from convkit.onnx_typing import graphs_of
+from convkit.passes.onnx_half_types import is_float
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convkit.errors import UsageError
-from convkit.passes.onnx_half_constants import Constant, Half, examine
-from convkit.passes.onnx_half_files import write_model
+from convkit.errors import ModelError, UsageError
+from convkit.passes.onnx_half_constants import BF16, Constant, Half, examine
+from convkit.passes.onnx_half_writing import write_model
 from convkit.passes.onnx_half_islands import Plan, plan_islands
 from convkit.passes.onnx_half_lowering import lower
 from convkit.passes.onnx_half_ranges import Ranges, measure
-from convkit.passes.onnx_half_types import load_typed
+from convkit.onnx_typing import load_typed, nodes_of, opset_of
+from convkit.passes.onnx_half_types import check_opset, is_float, slots_of
 from convkit.step import Work
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _NAMES_SHOWN = 6
+
+_BF16_OPSET = 22
+"""Conv, pooling, LSTM and most others take bf16 from here. Source: ONNX Changelog.md, opset 22."""
 
 
 def convert(
@@ -45,7 +49,7 @@ def convert(
             hint=f"--set onnx-{half.name}.headroom=4",
         )
     work.progress("types", 0, 4)
-    model = load_typed(path, half.dtype)
+    model = _loaded(path, half, work)
     work.progress("weights", 1, 4)
     constants = examine(model.graph, path.parent, half)
     ranges = _measured(model, path, work) if measures else {}
@@ -59,6 +63,31 @@ def convert(
     work.progress("writing", 3, 4)
     write_model(model, out, path.parent)
     work.progress("writing", 4, 4)
+
+
+def _loaded(path: Path, half: Half, work: Work) -> ir.Model:
+    """The typed model, at an opset that knows bf16 where that frees nodes from fp32."""
+    model = load_typed(path)
+    opset = opset_of(model, "")
+    if half is BF16 and opset < _BF16_OPSET and _bound_nodes(model, _BF16_OPSET, half):
+        try:
+            model = load_typed(path, _BF16_OPSET)
+            work.note(f"Opset {opset} became {_BF16_OPSET}, the first with bf16 convolutions.")
+        except ModelError as cause:
+            work.note(f"Opset {opset} stays, nodes it has no bf16 for too: {'; '.join(cause.why)}")
+    check_opset(model, half.dtype)
+    return model
+
+
+def _bound_nodes(model: ir.Model, opset: int, half: Half) -> bool:
+    """Whether a node could be half at `opset` and not at the model's own."""
+    own = opset_of(model, "")
+    return any(
+        slots_of(node, opset, half.dtype).is_possible
+        and not slots_of(node, own, half.dtype).is_possible
+        for node in nodes_of(model.graph)
+        if node.domain == "" and any(map(is_float, (*node.inputs, *node.outputs)))
+    )
 
 
 def _measured(model: ir.Model, path: Path, work: Work) -> Ranges:

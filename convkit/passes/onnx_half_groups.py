@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convkit.passes.onnx_half_types import CONTROL_FLOW, bodies_of, is_float, nodes_of
+from convkit.onnx_typing import bodies_of, nodes_of
+from convkit.passes.onnx_half_types import CONTROL_FLOW, is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING
 
 from convkit.passes.onnx_half_constants import Constant, Half, tensor_of
 from convkit.passes.onnx_half_groups import Group, groups_of
-from convkit.passes.onnx_half_masks import Masks, find_masks
+from convkit.passes.onnx_half_masks import MASK, Masks, find_masks
 from convkit.passes.onnx_half_origins import ANGLE_OPERATORS, Origins, trace
 from convkit.passes.onnx_half_ranges import Range, Ranges
+from convkit.onnx_typing import bodies_of, nodes_of, opset_of
 from convkit.passes.onnx_half_types import (
     CARRIERS,
     CONTROL_FLOW,
     Slots,
-    bodies_of,
     is_float,
-    nodes_of,
-    opset_of,
     reads_elements,
     slots_of,
 )
@@ -35,8 +33,10 @@ SUMMING = frozenset({"ReduceMean", "GlobalAveragePool"})
 """Operators whose result is small although the sum behind it may not be."""
 
 _SQUARING = frozenset(
-    "ReduceL2 ReduceSumSquare LpNormalization LpPool GlobalLpPool InstanceNormalization "
-    "MeanVarianceNormalization GroupNormalization".split()
+    (
+        "ReduceL2", "ReduceSumSquare", "LpNormalization", "LpPool", "GlobalLpPool",
+        "InstanceNormalization", "MeanVarianceNormalization", "GroupNormalization",
+    )  # fmt: skip
 )
 """Operators that square inside, in the type of their input: no `stash_type` says otherwise."""
 
@@ -46,8 +46,11 @@ _BOUNDS = {"Clip": (1, 2), "Max": range(64), "Min": range(64)}
 _BEFORE_ROOT = frozenset({"Sqrt", "Reciprocal", "Pow", "Log"})
 
 _CHEAP = frozenset(
-    "Abs Add Clip Div Erf Exp Log Max Mean Min Mul Neg Pow Reciprocal ReduceMax ReduceMean "
-    "ReduceMin ReduceSum Relu Sigmoid Softmax Sqrt Sub Sum Tanh".split()
+    (
+        "Abs", "Add", "Clip", "Div", "Erf", "Exp", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow",
+        "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Sigmoid",
+        "Softmax", "Sqrt", "Sub", "Sum", "Tanh",
+    )  # fmt: skip
 )
 """Operators an island may swallow: their fp32 cost is small beside two casts."""
 
@@ -98,7 +101,7 @@ class Plan:
             text = node.attributes["to"].as_int() == ir.DataType.STRING
             return False if text else None
         if not reads_elements(node):
-            return None
+            return None if self.slots[node].inputs[index] else False
         return node in self.half_nodes and self.slots[node].inputs[index]
 
     def output_wants_half(self, value: ir.Value, graph: ir.Graph, main: ir.Graph) -> bool | None:
@@ -138,8 +141,9 @@ def plan_islands(
     origins = trace(model.graph)
     plan = Plan(half, keep_io)
     plan.groups, plan.group_uses = groups_of(model.graph)
-    if half.largest < 1e5:
-        plan.masks = find_masks(constants, ranges, origins.whole)
+    plan.masks = find_masks(constants, ranges, origins.whole)
+    if half.largest > -MASK * 1e3:  # bf16 holds every mask as it is
+        plan.masks.constants.clear()
     judge = _Judge(plan, model, constants, ranges, origins, half.reach / headroom, set(keep))
     judge.flag_values()
     judge.flag_small_constants()
@@ -354,10 +358,7 @@ def _connects(node: ir.Node, plan: Plan, model: ir.Model) -> bool:
     if any(plan.is_stored_half(value) for value in sources):
         return False
     wanted = [
-        plan.wants_half(use.node, use.idx)
-        for v in node.outputs
-        if is_float(v)
-        for use in v.uses()
+        plan.wants_half(use.node, use.idx) for v in node.outputs if is_float(v) for use in v.uses()
     ]
     handed_out = [v for v in node.outputs if is_float(v) and v.is_graph_output()]
     if node.op_type in CARRIERS:

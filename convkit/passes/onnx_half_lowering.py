@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.passes.onnx_half_constants import Half, tensor_of
-from convkit.passes.onnx_half_files import array_of
+from convkit.onnx_structure import array_of
 from convkit.passes.onnx_half_islands import Plan
 from convkit.passes.onnx_half_masks import mask_replaced
-from convkit.passes.onnx_half_types import DTYPE_ATTRIBUTES, graphs_of, is_float, nodes_of
+from convkit.onnx_typing import graphs_of, nodes_of
+from convkit.passes.onnx_half_types import DTYPE_ATTRIBUTES, GENERATORS, is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,7 +52,9 @@ class _Lowering:
         ]
         fp32 = {value: value.dtype for value in values}
         for node in nodes_of(self._model.graph):
-            if node in self._plan.half_nodes:
+            if node.op_type in GENERATORS and is_float(node.outputs[0]):
+                self._name_type(node, node.outputs[0].dtype)
+            elif node in self._plan.half_nodes:
                 self._set_attributes(node)
         for value in stored:
             self._retype(value)
@@ -85,14 +88,21 @@ class _Lowering:
         slots = self._plan.slots[node]
         if not any(slots.outputs):
             return
-        name = DTYPE_ATTRIBUTES.get(node.op_type)
-        if name is not None and node.domain in ("", "ai.onnx"):
-            node.attributes[name] = ir.AttrInt64(name, int(self._half.dtype))
+        if node.op_type in DTYPE_ATTRIBUTES:
+            self._name_type(node, self._half.dtype)
         if node.op_type == "ConstantOfShape":
             given = node.attributes.get("value")
             array = given.as_tensor().numpy() if given is not None else _zero()
             tensor = ir.tensor(self._half.rounded(array), dtype=self._half.dtype)
             node.attributes["value"] = ir.AttrTensor("value", tensor)
+
+    def _name_type(self, node: ir.Node, dtype: ir.DataType | None) -> None:
+        """Says the output's type, which may have followed the input's until now."""
+        import onnx_ir as ir
+
+        if node.domain in ("", "ai.onnx") and dtype is not None:
+            name = DTYPE_ATTRIBUTES[node.op_type]
+            node.attributes[name] = ir.AttrInt64(name, int(dtype))
 
     def _lower_constant(self, value: ir.Value, readers: list[tuple[ir.Node, int, bool]]) -> None:
         in_half = [(node, index) for node, index, want in readers if want]

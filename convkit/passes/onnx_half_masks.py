@@ -32,8 +32,10 @@ _SCORE_LIMIT = 8000.0
 _MAX_VALUES = 2000
 
 _MOVING = frozenset(
-    "Cast Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Gather Expand "
-    "Tile Trilu".split()
+    (
+        "Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat",
+        "Split", "Slice", "Gather", "Expand", "Tile", "Trilu",
+    )  # fmt: skip
 )
 
 

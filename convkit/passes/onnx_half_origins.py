@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from convkit.passes.onnx_half_constants import tensor_of
-from convkit.passes.onnx_half_types import CARRIERS, bodies_of, is_float, nodes_of
+from convkit.onnx_typing import bodies_of, nodes_of
+from convkit.passes.onnx_half_types import CARRIERS, is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,7 +22,10 @@ ANGLE_OPERATORS = frozenset({"Sin", "Cos", "Tan"})
 _SIZE_READERS = frozenset({"Shape", "Size"})
 _RANDOM = ("Random", "Bernoulli", "Multinomial")
 _WHOLE_KEEPING = frozenset(
-    "Add Sub Mul Neg Abs Floor Ceil Round Min Max ReduceMax ReduceMin ReduceSum CumSum".split()
+    (
+        "Add", "Sub", "Mul", "Neg", "Abs", "Floor", "Ceil", "Round", "Min", "Max", "ReduceMax",
+        "ReduceMin", "ReduceSum", "CumSum",
+    )  # fmt: skip
 )
 _POSITION_KEEPING = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "MatMul", "Einsum", "Gemm"})
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convkit.passes.onnx_half_files import array_of
-from convkit.passes.onnx_half_types import is_float, nodes_of
+from convkit.onnx_structure import array_of
+from convkit.onnx_typing import nodes_of
+from convkit.passes.onnx_half_types import is_float
 from convkit.step import Feeds
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ _SAMPLE_LIMIT = 32
 
 _FETCH_LIMIT_BYTES = 256 << 20
 """Memory for values that hold infinities, which are looked at outside the session."""
+
+_MAPPED_BYTES = 1 << 20
+"""Weights from here up are mapped from the source file by ONNX Runtime; smaller ones are handed
+over, because in a protobuf they lie at odd addresses that elementwise kernels might mind. Matrix
+and convolution kernels pack or load unaligned."""
 
 _MARK = "convkit_range"
 
@@ -75,9 +81,11 @@ def measure(
         value.name for node in nodes_of(model.graph) for value in node.outputs if is_float(value)
     }
     wanted |= {value.name for value in model.graph.inputs if is_float(value)}
+    if not wanted:
+        return {}
     proto = ir.to_proto(model)
     names = {value.name for value in proto.graph.input}
-    weights = _weights(model, folder)
+    weights = _Weights(folder, _small_weights(model, folder))
     batch = [{k: v for k, v in feeds.items() if k in names} for feeds in samples[:_SAMPLE_LIMIT]]
     probes = _Probes({name for name in wanted if name}, _sized(model))
     probes.add_to(proto.graph, [value.name for value in proto.graph.input])
@@ -102,18 +110,27 @@ def _sized(model: ir.Model) -> set[str]:
     return {value.name for value in values if value is not None and value.name}
 
 
-def _weights(model: ir.Model, folder: Path) -> dict[str, Any]:
+def _small_weights(model: ir.Model, folder: Path) -> dict[str, Any]:
     import onnx_ir as ir
 
     return {
         name: array_of(value.const_value, folder)
         for name, value in model.graph.initializers.items()
         if isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes < _MAPPED_BYTES
     }
 
 
-def _session(proto: onnx.ModelProto, weights: Mapping[str, Any]) -> Any:
-    """A session that uses the weights where they lie; nothing is fused, folded or packed."""
+@dataclass(frozen=True)
+class _Weights:
+    """The folder of the model, and the weights that are not mapped from there."""
+
+    folder: Path
+    small: Mapping[str, Any]
+
+
+def _session(proto: onnx.ModelProto, weights: _Weights) -> Any:
+    """A session that maps the weights where they lie; nothing is fused, folded or packed."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -121,12 +138,14 @@ def _session(proto: onnx.ModelProto, weights: Mapping[str, Any]) -> Any:
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")
-    values = [_ort_value(array, proto, name) for name, array in weights.items()]
-    options.add_external_initializers(list(weights), values)
-    session = ort.InferenceSession(
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(weights.folder.resolve())
+    )
+    values = [_ort_value(array, proto, name) for name, array in weights.small.items()]
+    options.add_external_initializers(list(weights.small), values)
+    return ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session, values  # the values must outlive the session
 
 
 def _ort_value(array: Any, proto: onnx.ModelProto, name: str) -> Any:
@@ -144,10 +163,10 @@ def _run(
     proto: onnx.ModelProto,
     probes: _Probes,
     batch: Sequence[Feeds],
-    weights: Mapping[str, Any],
+    weights: _Weights,
     progress: Callable[..., None],
 ) -> tuple[dict[str, Range], set[str]]:
-    session, _kept = _session(proto, weights)
+    session = _session(proto, weights)
     found: dict[str, Range] = {}
     unbounded: set[str] = set()
     for index, feeds in enumerate(batch):
@@ -167,7 +186,7 @@ def _finite_ranges(
     proto: onnx.ModelProto,
     names: Iterable[str],
     batch: Sequence[Feeds],
-    weights: Mapping[str, Any],
+    weights: _Weights,
 ) -> dict[str, Range]:
     """Ranges over the finite elements only; values are fetched few at a time."""
     import numpy as np
@@ -182,7 +201,7 @@ def _finite_ranges(
         probe.CopyFrom(proto)
         del probe.graph.output[:]
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in now)
-        session, _kept = _session(probe, weights)
+        session = _session(probe, weights)
         largest = 1
         for feeds in batch:
             for name, array in zip(now, session.run(now, dict(feeds)), strict=True):
@@ -255,7 +274,9 @@ class _Probes:
         import onnx
 
         make = onnx.helper.make_node
-        zero, flat, joined, all_, raw = (self._name(n) for n in ("zero", "flat", "all", "to", "raw"))
+        zero, flat, joined, all_, raw = (
+            self._name(n) for n in ("zero", "flat", "all", "to", "raw")
+        )
         minus = onnx.helper.make_tensor(all_, onnx.TensorProto.INT64, [1], [-1])
         none = onnx.helper.make_tensor(zero, onnx.TensorProto.FLOAT, [1], [0.0])
         return [
@@ -284,8 +305,9 @@ class _Probes:
             for name, pair in self._measure(bodies["body"], ()).items():
                 stacks = [self._hand_out(node, bodies["body"], scalar) for scalar in pair]
                 found[name] = (self._name("low"), self._name("high"))
-                for which, stack, outer in zip(("Min", "Max"), stacks, found[name], strict=True):
-                    after += self._extreme(which, stack, outer)
+                low, high = found[name]
+                after += self._extreme("Min", stacks[0], low)
+                after += self._extreme("Max", stacks[1], high)
         return found, after
 
     def _hand_out(self, node: onnx.NodeProto, body: onnx.GraphProto, scalar: str) -> str:

@@ -34,8 +34,8 @@ def to_bf16(piece: memoryview, dtype: str) -> memoryview:
     return narrow.view(np.uint8).data
 
 
-def _to_odd_float32(wide: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, Any]:
-    """Doubles as float32, an inexact one rounded to odd, so that rounding again is as rounding once.
+def _to_odd_float32(wide: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Doubles as float32, inexact ones rounded to odd, so that rounding again is rounding once.
 
     ml_dtypes reaches bfloat16 through float32, where a value just above a tie would become the tie.
     Source: Boldo and Melquiond, "When double rounding is odd", IMACS 2005.

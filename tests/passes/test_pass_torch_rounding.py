@@ -36,6 +36,23 @@ def test_rounding_is_that_of_pytorch_for_random_bit_patterns(
         assert np.array_equal(found, reference)
 
 
+def test_doubles_near_ties_are_rounded_to_the_nearest() -> None:
+    generator = np.random.default_rng(2)
+    ties = 1 + generator.integers(0, 128, 500) / 128 + 1 / 256
+    values = np.ldexp(ties + generator.choice([-1, 0, 1], 500) * 2.0**-45, -130)  # subnormals too
+    values = np.concatenate([values, np.ldexp(values, 200), -values])
+    bits = np.frombuffer(to_bf16(values.view(np.uint8).data, "F64"), np.uint16).astype(np.uint32)
+    for value, code in zip(values, bits, strict=True):
+        below, found, above = (
+            fractions.Fraction(float(np.uint32(c << 16).view(np.float32)))
+            for c in (int(code) - 1, int(code), int(code) + 1)
+        )
+        distance = abs(found - fractions.Fraction(float(value)))
+        for neighbour in (below, above):
+            other = abs(neighbour - fractions.Fraction(float(value)))
+            assert distance < other or (distance == other and code % 2 == 0)
+
+
 def test_doubles_are_rounded_once() -> None:
     just_above_a_tie = np.array([1 + 2**-8 + 2**-40, -1 - 2**-8 - 2**-40, 1 + 2**-8])
     bf16 = np.frombuffer(to_bf16(just_above_a_tie.view(np.uint8).data, "F64"), np.uint16)

@@ -1,11 +1,10 @@
-"""Reads an ONNX model without its weights and writes one without holding them.
+"""Reads an ONNX model without its weights.
 
-Reading maps the file, cuts the payload of every larger initializer out of the protobuf and leaves
-a reference to where it lies, so parsing, inlining and shape inference work on the structure only.
-Writing streams one weight at a time. A model is never held, not even once.
+The file is mapped, the payload of every larger initializer is cut out of the protobuf, and a
+reference to where it lies is left. So parsing, inlining and shape inference work on the structure
+only, whatever the size of the model.
 
-Source: onnx/onnx.proto (field numbers below) and docs/ExternalData.md of ONNX; Protocol Buffers
-documentation, "Encoding" (the fields of a message may come in any order).
+Source: onnx/onnx.proto (field numbers below) and docs/ExternalData.md of ONNX.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from convkit.errors import ModelError, ResourceError, UnsafeError
+from convkit.errors import ModelError, UnsafeError
 from convkit.protobuf import (
     BYTES,
     VARINT,
@@ -31,25 +30,14 @@ from convkit.protobuf import (
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    import onnx_ir as ir
 
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
-_TENSOR_NAME = 8
 _TENSOR_RAW = 9
 _TENSOR_EXTERNAL = 13
 _TENSOR_LOCATION = 14
-_STRING = 8
-"""TensorProto.STRING."""
-
-_SMALL_BYTES = 1024
+SMALL_BYTES = 1024
 """Initializers up to here stay in the protobuf, so that shape inference can read them."""
-
-_INLINE_LIMIT_BYTES = 1 << 30
-"""Weights beyond this go into a file of their own; protobuf itself ends at 2 GiB."""
-
-_PAGE_BYTES = 4096
-"""ONNX advises page-aligned offsets, so that runtimes can map tensors (docs/ExternalData.md)."""
 
 
 def read_structure(path: Path) -> onnx.ModelProto:
@@ -64,7 +52,7 @@ def read_structure(path: Path) -> onnx.ModelProto:
 
     try:
         with mapped(path) as data:
-            proto = onnx.ModelProto.FromString(_without_payloads(data, path.name))
+            proto: onnx.ModelProto = onnx.ModelProto.FromString(_without_payloads(data, path.name))
     except OSError as cause:
         raise ModelError(f"{path} cannot be read: {cause.strerror}.") from cause
     except (WireError, DecodeError) as cause:
@@ -112,7 +100,7 @@ def _keyed(data: Buffer, start: int, end: int) -> list[tuple[int, int, tuple[int
 def _graph(data: Buffer, start: int, end: int, location: str) -> bytes:
     parts = []
     for number, wire, begin, stop in _keyed(data, start, end):
-        if number == _GRAPH_INITIALIZER and wire == BYTES and stop - begin[1] > _SMALL_BYTES:
+        if number == _GRAPH_INITIALIZER and wire == BYTES and stop - begin[1] > SMALL_BYTES:
             parts.append(encode_bytes(number, _tensor(data, begin[1], stop, location)))
         else:
             parts.append(bytes(data[begin[0] : stop]))
@@ -130,10 +118,11 @@ def _tensor(data: Buffer, start: int, end: int, location: str) -> bytes:
         if number not in (_TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION)
     ]
     entries = {"location": location, "offset": str(begin), "length": str(stop - begin)}
-    return b"".join(parts) + _external_entries(entries)
+    return b"".join(parts) + external_entries(entries)
 
 
-def _external_entries(entries: dict[str, str]) -> bytes:
+def external_entries(entries: dict[str, str]) -> bytes:
+    """The fields of a TensorProto that say where its bytes lie."""
     written = [
         encode_bytes(
             _TENSOR_EXTERNAL, encode_bytes(1, key.encode()) + encode_bytes(2, value.encode())
@@ -196,107 +185,3 @@ def array_of(tensor: Any, folder: Path) -> np.ndarray[Any, Any]:
     count = math.prod(shape)
     file = folder / os.fspath(tensor.location)
     return np.fromfile(file, dtype, count, offset=tensor.offset or 0).reshape(shape)
-
-
-def write_model(model: ir.Model, out: Path, folder: Path) -> None:
-    """Writes `model` to `out`, weights beyond 1 GiB to `<out.name>.data` beside it.
-
-    Args:
-        model: its larger initializers are lazy or still refer to the source.
-        out: the file to write.
-        folder: the folder that references of the source are relative to.
-
-    Raises:
-        ResourceError: the destination cannot be written.
-    """
-    weights = _take_weights(model)
-    total = sum(tensor.nbytes for tensor in weights.values())
-    try:
-        _write(model, out, folder, weights, separate=total > _INLINE_LIMIT_BYTES)
-    except OSError as cause:
-        raise ResourceError(
-            f"{out} cannot be written: {cause.strerror}.",
-            why=f"The model needs {total / 2**20:.0f} MiB.",
-            hint="Give a destination with more room:  -o PATH",
-        ) from cause
-    finally:
-        for name, tensor in weights.items():
-            model.graph.initializers[name].const_value = tensor
-
-
-def _take_weights(model: ir.Model) -> dict[str, Any]:
-    """Takes the larger initializers out of the graph, leaving their places."""
-    import onnx_ir as ir
-
-    taken = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        is_large = tensor is not None and tensor.nbytes > _SMALL_BYTES
-        if is_large and tensor is not None and tensor.dtype != ir.DataType.STRING:
-            taken[name] = tensor
-            value.const_value = ir.ExternalTensor(
-                "-", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
-            )
-    return taken
-
-
-def _write(
-    model: ir.Model, out: Path, folder: Path, weights: dict[str, Any], *, separate: bool
-) -> None:
-    import onnx_ir as ir
-
-    proto = ir.to_proto(model)
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name not in weights]
-    small = [encode_bytes(_GRAPH_INITIALIZER, tensor.SerializeToString()) for tensor in kept]
-    del proto.graph.initializer[:]
-    graph = proto.graph.SerializeToString() + b"".join(small)
-    proto.ClearField("graph")
-    heads = _heads(weights, out.name + ".data" if separate else "")
-    size = len(graph) + sum(map(len, heads.values()))
-    size += 0 if separate else sum(tensor.nbytes for tensor in weights.values())
-    with out.open("wb") as stream:
-        stream.write(proto.SerializeToString())
-        stream.write(encode_varint(_MODEL_GRAPH << 3 | BYTES) + encode_varint(size) + graph)
-        for name, head in heads.items():
-            stream.write(head)
-            if not separate:
-                _write_payload(stream, weights[name], folder)
-    if separate:
-        with out.with_name(out.name + ".data").open("wb") as stream:
-            for tensor in weights.values():
-                stream.write(bytes(-stream.tell() % _PAGE_BYTES))
-                _write_payload(stream, tensor, folder)
-
-
-def _heads(weights: dict[str, Any], location: str) -> dict[str, bytes]:
-    """What stands in the graph for each weight, up to where its payload begins."""
-    heads, offset = {}, 0
-    for name, tensor in weights.items():
-        dims = [encode_varint(1 << 3 | VARINT) + encode_varint(int(size)) for size in tensor.shape]
-        kind = encode_varint(2 << 3 | VARINT) + encode_varint(tensor.dtype.value)
-        body = b"".join(dims) + kind + encode_bytes(_TENSOR_NAME, name.encode())
-        inline = 0
-        if location:
-            offset += -offset % _PAGE_BYTES
-            entries = {"location": location, "offset": str(offset), "length": str(tensor.nbytes)}
-            body += _external_entries(entries)
-            offset += tensor.nbytes
-        else:
-            body += encode_varint(_TENSOR_RAW << 3 | BYTES) + encode_varint(tensor.nbytes)
-            inline = tensor.nbytes
-        size = encode_varint(len(body) + inline)
-        heads[name] = encode_varint(_GRAPH_INITIALIZER << 3 | BYTES) + size + body
-    return heads
-
-
-def _write_payload(stream: BinaryIO, tensor: Any, folder: Path) -> None:
-    import numpy as np
-    import onnx_ir as ir
-
-    if tensor.dtype.bitwidth < 8:
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.base_dir = folder
-        stream.write(tensor.tobytes())
-        return
-    array = np.ascontiguousarray(array_of(tensor, folder))
-    stream.write(array.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,20 @@
+"""PyTorch to ONNX: three ways, tried in order, each verified by the pipeline."""
+
+from __future__ import annotations
+
+from convkit.converters.torch_to_onnx.exported import exported, unrolled
+from convkit.converters.torch_to_onnx.mobius import mobius
+from convkit.converters.torch_to_onnx.traced import legacy
+from convkit.step import ladder
+
+torch_to_onnx = ladder(
+    "torch",
+    "onnx",
+    mobius,
+    exported,
+    legacy,
+    unrolled,
+    carries=("fp32", "fp16", "bf16"),
+    loses="training state, Python code around the network, and control flow that depends on data "
+    "unless written with torch.cond or torch.while_loop",
+)

@@ -1,0 +1,223 @@
+"""PyTorch to TorchScript: by tracing, checked at another shape; else by scripting.
+
+A trace follows one run: what Python decides from the values of tensors is fixed. PyTorch notices
+where that happens; such networks are scripted, and traced only if they cannot be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convkit.artifact import Artifact
+from convkit.converters.torchscript_call import quiet_exporters, to_torch
+from convkit.errors import RungSkipped, UnsupportedError
+from convkit.step import Feeds, Package, Work, ladder, rung
+
+_TORCH = Package("torch", "torch")
+_TOLERANCE = 1e-3
+"""Relative to the largest output: kernels may differ between eager and compiled, results not."""
+
+EXTRA_FILE = "convkit.json"
+"""Where the archive keeps the inputs, which TorchScript itself forgets."""
+
+
+@rung("trace", needs=(_TORCH,))
+def _trace(source: Artifact, out: Path, work: Work) -> None:
+    """Traces the network, unless its Python code decides by the values of tensors.
+
+    Args:
+        source: the PyTorch model.
+        out: the TorchScript file to write.
+        work: samples, and where notes go.
+    """
+    network = work.load(source)
+    traced, decisions = _traced(network, source, work)
+    if decisions:
+        raise RungSkipped(f"a trace would fix what the data decide at {decisions[0]}")
+    _check(network, traced, work)
+    _save(traced, out, source)
+
+
+@rung("script", needs=(_TORCH,))
+def _script(source: Artifact, out: Path, work: Work) -> None:
+    """Compiles the network's Python source, branches and loops included.
+
+    Args:
+        source: the PyTorch model.
+        out: the TorchScript file to write.
+        work: samples, and where notes go.
+    """
+    import torch
+
+    network = work.load(source)
+    try:
+        with quiet_exporters():
+            scripted = torch.jit.script(network)
+    except Exception as cause:  # the compiler raises many types, some its own
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise UnsupportedError(
+            "torch.jit.script cannot compile this network.",
+            why=[line[:300] for line in lines[:4]],
+            hint="Convert it to onnx or .pt2 instead, which need no compilation.",
+        ) from cause
+    _check(network, scripted, work)
+    _save(scripted, out, source)
+
+
+@rung("trace-fixed", needs=(_TORCH,))
+def _trace_fixed(source: Artifact, out: Path, work: Work) -> None:
+    """Traces although decisions by tensor values become fixed; says where.
+
+    Args:
+        source: the PyTorch model.
+        out: the TorchScript file to write.
+        work: samples, and where notes go.
+    """
+    network = work.load(source)
+    traced, decisions = _traced(network, source, work)
+    if not decisions:
+        raise RungSkipped("a trace was tried already")
+    _check(network, traced, work)
+    work.note(f"Fixed as it was for the traced sample: what the data decide at {decisions[0]}.")
+    _save(traced, out, source)
+
+
+torch_to_torchscript = ladder(
+    "torch",
+    "torchscript",
+    _trace,
+    _script,
+    _trace_fixed,
+    carries=("fp32", "fp16", "bf16"),
+    loses="training state; when traced, Python control flow",
+)
+
+
+def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]:
+    """The trace, and the places (`file:line`) where values of tensors decided something."""
+    import torch
+
+    sample = _example(work)
+    with _quiet(), _no_fast_path(), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        try:
+            traced = torch.jit.trace(
+                network,
+                example_kwarg_inputs=_tensors(network, sample),
+                strict=False,
+                check_trace=False,
+            )
+        except Exception as cause:  # whatever the network's own code raises under the tracer
+            lines = str(cause).strip().splitlines() or [type(cause).__name__]
+            raise UnsupportedError("This network cannot be traced.", why=lines[0][:300]) from cause
+    own = Path(torch.__file__).parent
+    places = [
+        f"{Path(warning.filename).name}:{warning.lineno}"
+        for warning in caught
+        if issubclass(warning.category, torch.jit.TracerWarning)
+        and "Python boolean" in str(warning.message)
+        and not Path(warning.filename).is_relative_to(own)  # PyTorch's layers only check shapes
+    ]
+    return traced, list(dict.fromkeys(places))
+
+
+def _check(network: Any, compiled: Any, work: Work) -> None:
+    """Compares with the eager network at every shape but the traced one.
+
+    Raises:
+        UnsupportedError: they differ, or the compiled one fails.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    for feeds in work.samples:
+        arguments = _tensors(network, feeds)
+        with torch.no_grad(), _quiet():
+            expected = _pytree.tree_leaves(network(**arguments))
+            try:
+                got = _pytree.tree_leaves(compiled(**arguments))
+            except RuntimeError as cause:
+                raise _differs(feeds, str(cause).strip().splitlines()[-1]) from cause
+        expected = [t for t in expected if isinstance(t, torch.Tensor)]
+        got = [t for t in got if isinstance(t, torch.Tensor)]
+        if [t.shape for t in expected] != [t.shape for t in got]:
+            raise _differs(feeds, "other shapes")
+        for index, (left, right) in enumerate(zip(expected, got, strict=True)):
+            if not _close(left, right):
+                raise _differs(feeds, f"other values in output {index}")
+
+
+def _close(left: Any, right: Any) -> bool:
+    import torch
+
+    if not left.is_floating_point():
+        return bool((left == right).float().mean() > 1 - _TOLERANCE) or left.numel() == 0
+    left, right = left.double(), right.double()
+    scale = max(float(left[left.isfinite()].abs().max()) if left.isfinite().any() else 0.0, 1e-6)
+    margin = _TOLERANCE if left.dtype == torch.float64 else 0.05
+    return bool(torch.allclose(left, right, rtol=0.0, atol=margin * scale, equal_nan=True))
+
+
+def _differs(feeds: Feeds, how: str) -> UnsupportedError:
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+    return UnsupportedError(
+        "The compiled network does not compute what the network computes.",
+        why=f"At {shapes}: {how[:300]}.",
+    )
+
+
+def _example(work: Work) -> Feeds:
+    """The sample to trace: the first with a batch above 1, if there are several."""
+    return work.samples[1] if len(work.samples) > 1 else work.samples[0]
+
+
+def _tensors(network: Any, feeds: Feeds) -> dict[str, Any]:
+    """Arguments by name; a parameter annotated as a number takes a Python number."""
+    import inspect
+
+    numbers: Mapping[Any, Any] = {k: k for k in (int, float, bool)} | {
+        k.__name__: k for k in (int, float, bool)
+    }
+    parameters = inspect.signature(network.forward).parameters
+    arguments = {}
+    for name, array in feeds.items():
+        convert = numbers.get(parameters[name].annotation) if name in parameters else None
+        arguments[name] = convert(array.item()) if convert else to_torch(array)
+    return arguments
+
+
+def _save(module: Any, out: Path, source: Artifact) -> None:
+    import torch
+
+    document = {
+        "inputs": [spec.to_json() for spec in source.inputs],
+        "outputs": [spec.to_json() for spec in source.outputs],
+    }
+    with quiet_exporters():
+        torch.jit.save(module, str(out), _extra_files={EXTRA_FILE: json.dumps(document)})
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Traces attention as ordinary operators, not as a fused kernel only PyTorch knows."""
+    import torch
+
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
