@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convkit import __version__, graph, resources, verification
+from convkit import __version__, graph, judging, resources, verification
 from convkit.artifact import Artifact, LineageEntry, Opening, Precision
 from convkit.errors import (
     ConvkitError,
@@ -32,6 +32,7 @@ class _Attempt:
 
     artifact: Artifact
     comparison: verification.Comparison
+    peak_rss_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Climb:
         report = StepReport(
             name=step.name,
             seconds=usage.seconds,
-            peak_rss_mib=usage.peak_rss_mib,
+            peak_rss_mib=max(usage.peak_rss_mib, attempt.peak_rss_mib),
             loses=step.loses,
             rungs=(
                 *(RungReport(name, False, reason) for name, reason in reasons.items()),
@@ -127,10 +128,12 @@ class Climb:
         if not self.verifies:
             return _Attempt(made, verification.Comparison(()))
         self.listener.stage(f"Verifying {step.name} ({rung.name})")
-        comparison = self._judge(made, note)
-        if not comparison.passed:
-            raise _verification_error(step, comparison, out)
-        return _Attempt(made, comparison)
+        judgement = judging.judge(made, self.recording, self.converters.format(made.format))
+        for text in judgement.notes:
+            note(text)
+        if not judgement.comparison.passed:
+            raise _verification_error(step, judgement.comparison, out)
+        return _Attempt(made, judgement.comparison, judgement.peak_rss_mib)
 
     def _failure(
         self, step: Step, failures: list[ConvkitError], reasons: Mapping[str, str]
@@ -188,28 +191,6 @@ class Climb:
             outputs=found.outputs or source.outputs,
             lineage=(*source.lineage, entry),
         )
-
-    def _judge(self, made: Artifact, note: Callable[[str], None]) -> verification.Comparison:
-        """Compares at the precision's true arithmetic; the usual runtime must load it as well."""
-        found = self.converters.format(made.format)
-        if found.open is None:
-            raise VerificationError(f"{made.format} cannot be run here, so it cannot be verified.")
-        is_low = made.precision in (Precision.FP16, Precision.BF16)
-        if found.open_exact is None or not is_low:
-            with found.open(made) as runner:
-                return verification.compare(self.recording, runner, made.precision)
-        with found.open_exact(made) as runner:
-            comparison = verification.compare(self.recording, runner, made.precision)
-        first = replace(self.recording, runs=self.recording.runs[:1])
-        try:
-            with found.open(made) as runner:
-                usual = verification.compare(first, runner, made.precision)
-        except ConvkitError as error:
-            if made.precision is Precision.BF16:  # ONNX Runtime's CPU kernels know no bfloat16
-                note(f"Verified by emulation only; this machine's runtime: {error.what}")
-                return comparison
-            raise
-        return comparison if usual.passed else usual
 
 
 def _run_rung(

@@ -50,9 +50,21 @@ class ConvkitError(Exception):
         self.hint = hint
         self.details = details
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels between processes whatever its constructor takes."""
+        return _rebuilt, (type(self), self.what, self.why, self.hint, self.details)
+
     def __str__(self) -> str:
         indented = [*self.why, *self.hint.splitlines()]
         return "\n".join([self.what, *(f"  {line}" for line in indented)])
+
+
+def _rebuilt(
+    kind: type[ConvkitError], what: str, why: Sequence[str], hint: str, details: dict[str, Any]
+) -> ConvkitError:
+    error = kind.__new__(kind)
+    ConvkitError.__init__(error, what, why=why, hint=hint, **details)
+    return error
 
 
 class UsageError(ConvkitError):

@@ -47,6 +47,8 @@ def mapped(path: Path) -> Iterator[Buffer]:
             yield b""
             return
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if hasattr(mmap, "MADV_RANDOM"):  # else the system pulls in payloads that are skipped
+                data.madvise(mmap.MADV_RANDOM)
             yield data
 
 

@@ -36,8 +36,12 @@ class MicroGraph:
 
 
 def micro_graphs() -> list[MicroGraph]:
-    """All of them, freshly built."""
-    return [build() for build in _BUILDERS]
+    """All of them, freshly built; nodes get the names that exporters would give them."""
+    graphs = [build() for build in _BUILDERS]
+    for graph in graphs:
+        for index, node in enumerate(graph.model.graph.node):
+            node.name = node.name or f"{node.op_type}_{index}"
+    return graphs
 
 
 _BUILDERS: list[Callable[[], MicroGraph]] = []

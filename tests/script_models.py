@@ -61,7 +61,7 @@ class DataBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the network."""
-        if bool(x.sum() > 0):
+        if bool(x.sum() > 0):  # noqa: SIM108 - one branch each
             y = torch.relu(self.warm(x))
         else:
             y = torch.tanh(self.cold(x))

@@ -104,8 +104,9 @@ def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]
     import torch
 
     sample = _example(work)
+    tracer_warning: Any = vars(torch.jit)["TracerWarning"]
     with _quiet(), _no_fast_path(), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", tracer_warning)
         try:
             traced = torch.jit.trace(
                 network,
@@ -120,7 +121,7 @@ def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]
     places = [
         f"{Path(warning.filename).name}:{warning.lineno}"
         for warning in caught
-        if issubclass(warning.category, torch.jit.TracerWarning)
+        if issubclass(warning.category, tracer_warning)
         and "Python boolean" in str(warning.message)
         and not Path(warning.filename).is_relative_to(own)  # PyTorch's layers only check shapes
     ]

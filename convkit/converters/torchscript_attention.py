@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch.nn import functional
-
 _KEY_PADDING, _BOTH = 1, 2
 """Mask types: 0 attention (length, length), 1 key padding (batch, length), 2 both, expanded."""
 
@@ -29,6 +26,8 @@ def multi_head_attention(
         (batch, length, width), and weights (batch, length, length) averaged over heads,
         (batch, heads, length, length) not averaged, or None.
     """
+    from torch.nn import functional
+
     sources = (query, key, value)
     weights, biases = in_weight.chunk(3), in_bias.chunk(3)
     parts = [functional.linear(*each) for each in zip(sources, weights, biases, strict=True)]
@@ -53,6 +52,8 @@ def encoder_layer(
     mask: Any = None, mask_type: int | None = None,
 ) -> Any:  # fmt: skip
     """A Transformer encoder layer on (batch, length, width)."""
+    import torch
+    from torch.nn import functional
 
     def first_norm(x: Any) -> Any:
         return functional.layer_norm(x, (width,), norm1_weight, norm1_bias, eps)
@@ -80,7 +81,7 @@ def encoder_layer(
 
 def _expanded(mask: Any, mask_type: int | None) -> Any:
     """A mask as it broadcasts over (batch, heads, length, length)."""
-    mask = mask.to(torch.bool)
+    mask = mask != 0
     if mask_type == _KEY_PADDING:
         return mask[:, None, None, :]
     return mask if mask_type == _BOTH or mask.dim() == 4 else mask[None, None]

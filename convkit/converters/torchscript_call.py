@@ -51,7 +51,9 @@ class Call:
     @property
     def number_names(self) -> tuple[str, ...]:
         """Arguments that are Python numbers, not tensors."""
-        return tuple(a.name for a in self._arguments() if str(a.type) in _NUMBERS)
+        fed = {spec.name for spec in self.specs}
+        arguments = self._arguments()
+        return tuple(a.name for a in arguments if a.name in fed and str(a.type) in _NUMBERS)
 
     def arguments(self, feeds: Feeds, *, numbers: bool) -> tuple[Any, ...]:
         """Positional arguments; None for an optional one that is not fed.

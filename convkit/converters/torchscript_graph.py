@@ -1,9 +1,9 @@
-"""Rewrites the graph of a ScriptModule so that exporters can read it: state, refusals, dictionaries.
+"""Rewrites the graph of a ScriptModule so that exporters can read it.
 
 A TorchScript `forward` may keep state in attributes, refuse bad inputs with `raise`, and return a
-dictionary; ONNX and exported programs have none of the three. `make_functional` turns the graph into
-one that computes what a call from the reset state computes, in place, with PyTorch's own graph
-passes for everything but the state itself.
+dictionary; ONNX has none of the three. `make_functional` turns the graph into one that computes
+what a call from the reset state computes, in place, with PyTorch's own graph passes for everything
+but the state itself.
 """
 
 from __future__ import annotations

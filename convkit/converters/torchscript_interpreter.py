@@ -1,8 +1,8 @@
 """A ScriptModule as an ordinary `nn.Module`: its graph is walked in Python, operator by operator.
 
 What TorchScript decides at run time from shapes, dtypes and settings (ranks, `training`, autocast,
-fast paths, loops over a known range) is decided here in Python, so `torch.export` sees the operators
-alone, with symbolic sizes. What depends on the values of tensors cannot be decided and is refused.
+fast paths, loops over a known range) is decided here in Python, so `torch.export` sees operators
+only, with symbolic sizes. What depends on the values of tensors cannot be decided and is refused.
 State kept in attributes lives for one call: every call starts from the state as loaded.
 """
 
@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
-from convkit.converters.torchscript_graph import attribute_path
+from convkit.converters.torchscript_graph import Path, attribute_path
 from convkit.converters.torchscript_operators import UnknownOperatorError, call_operator
 from convkit.errors import UnsupportedError
 
 
-class Interpreted(nn.Module):  # type: ignore[misc,unused-ignore]
-    """Computes what the ScriptModule's `forward` computes.
+def interpreted(module: Any) -> Any:
+    """An `nn.Module` that computes what the ScriptModule's `forward` computes.
 
     Parameters and buffers keep their dotted names; tensors folded into the graph by freezing become
     buffers `constant_0`, `constant_1` ...
@@ -29,73 +26,98 @@ class Interpreted(nn.Module):  # type: ignore[misc,unused-ignore]
         module: a loaded ScriptModule in evaluation mode; its `reset_states()` was called if it has
             one. The module is read, not changed.
     """
+    from torch import nn
 
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.graph = _Opaque(module.inlined_graph)
-        self._root = next(self.graph.held.inputs()).debugName()
-        self._attributes: dict[tuple[str, ...], Any] = {}
-        self._constants: dict[str, Any] = {}
+    class Interpreted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = _Program(module, self)
+
+        def forward(self, *arguments: Any) -> Any:
+            return self.program.call(self, arguments)
+
+    return Interpreted()
+
+
+class _Program:
+    """A graph, and where the tensors it reads are registered in the module around it.
+
+    Args:
+        module: the ScriptModule.
+        owner: the module that takes over its tensors.
+    """
+
+    def __init__(self, module: Any, owner: Any) -> None:
+        self._graph = module.inlined_graph
+        self._root = next(self._graph.inputs()).debugName()
+        self._attributes: dict[Path, Any] = {}
+        self._constants: dict[str, str] = {}
         named = (*module.named_parameters(), *module.named_buffers())
         self._known = {_identity(t): tuple(n.split(".")) for n, t in reversed(named) if t.numel()}
-        self._adopt(module, self.graph.held)
+        self._adopt(module, owner, self._graph)
 
-    def forward(self, *arguments: Any) -> Any:
-        """Runs the graph."""
-        frame = _Frame(self)
-        values = list(self.graph.held.inputs())
-        frame.values[values[0].debugName()] = _Object(())
-        for index, value in enumerate(values[1:]):
+    def __deepcopy__(self, _: Any) -> _Program:
+        return self  # graphs cannot be copied, and nothing here changes
+
+    def call(self, owner: Any, arguments: Sequence[Any]) -> Any:
+        """Runs the graph with the tensors registered in `owner`."""
+        frame = _Frame(self, owner)
+        first, *others = self._graph.inputs()
+        frame.values[first.debugName()] = _Object(())
+        for index, value in enumerate(others):
             given = arguments[index] if index < len(arguments) else None
             frame.values[value.debugName()] = given
-        frame.run(self.graph.held)
-        results = [frame.values[value.debugName()] for value in self.graph.held.outputs()]
+        frame.run(self._graph)
+        results = [frame.values[value.debugName()] for value in self._graph.outputs()]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def attribute(self, path: tuple[str, ...]) -> Any:
+    def attribute(self, owner: Any, path: Path) -> Any:
         """The value of an attribute as loaded: a tensor, a plain value, or an object."""
-        return self._restored(self._attributes.get(path, _Object(path)))
+        return _restored(owner, self._attributes.get(path, _Object(path)))
 
-    def constant(self, node: Any) -> Any:
+    def constant(self, owner: Any, node: Any) -> Any:
         """The value of a constant node; a whole number that a trace wrapped in a tensor is bare."""
         name = node.output().debugName()
         if name in self._constants:
-            return getattr(self, self._constants[name])
+            return getattr(owner, self._constants[name])
         value = node.output().toIValue()
-        return value.item() if isinstance(value, torch.Tensor) else value
+        return value.item() if hasattr(value, "dim") else value
 
-    def _adopt(self, module: Any, block: Any) -> None:
+    def _adopt(self, module: Any, owner: Any, block: Any) -> None:
         """Takes over every attribute and tensor constant that the graph reads."""
         for node in block.nodes():
             if node.kind() == "prim::GetAttr":
                 path = attribute_path(node, self._root)
                 if path is not None and path not in self._attributes:
-                    self._adopt_attribute(module, path)
+                    self._adopt_attribute(module, owner, path)
             elif node.kind() == "prim::Constant" and node.hasAttribute("value"):
                 value = node.output().toIValue()
-                if isinstance(value, torch.Tensor) and not _is_number(value):
+                if hasattr(value, "dim") and not _is_number(value):
                     name = f"constant_{len(self._constants)}"
-                    self.register_buffer(name, value.detach())
+                    owner.register_buffer(name, value.detach())
                     self._constants[node.output().debugName()] = name
             for inner in node.blocks():
-                self._adopt(module, inner)
+                self._adopt(module, owner, inner)
 
-    def _adopt_attribute(self, module: Any, path: tuple[str, ...]) -> None:
+    def _adopt_attribute(self, module: Any, owner: Any, path: Path) -> None:
+        import torch
+
         held = module
         for name in path:
             held = getattr(held, name)
         if not isinstance(held, torch.jit.ScriptModule):
-            self._attributes[path] = self._stored(held, path)
+            self._attributes[path] = self._stored(held, owner, path)
 
-    def _stored(self, held: Any, path: tuple[str, ...]) -> Any:
+    def _stored(self, held: Any, owner: Any, path: Path) -> Any:
         """A value with its tensors registered, each once, and replaced by where they are."""
+        from torch import Tensor, nn
+
         if isinstance(held, list | tuple):
-            items = [self._stored(item, (*path, str(i))) for i, item in enumerate(held)]
+            items = [self._stored(item, owner, (*path, str(i))) for i, item in enumerate(held)]
             return tuple(items) if isinstance(held, tuple) else items
-        if not isinstance(held, torch.Tensor):
+        if not isinstance(held, Tensor):
             return held
         path = self._known.get(_identity(held), path)
-        owner: Any = self
         for name in path[:-1]:
             if not hasattr(owner, name):
                 owner.add_module(name, nn.Module())
@@ -107,19 +129,22 @@ class Interpreted(nn.Module):  # type: ignore[misc,unused-ignore]
                 owner.register_buffer(path[-1], held.detach())
         return _Stored(path)
 
-    def _restored(self, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            items = [self._restored(item) for item in value]
-            return tuple(items) if isinstance(value, tuple) else items
-        if isinstance(value, _Stored):
-            held: Any = self
-            for name in value.path:
-                held = getattr(held, name)
-            return held
-        return value.copy() if isinstance(value, dict) else value
+
+def _restored(owner: Any, value: Any) -> Any:
+    """The opposite of `_stored`; containers are fresh, since the code may change them."""
+    if isinstance(value, list | tuple):
+        items = [_restored(owner, item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, _Stored):
+        for name in value.path:
+            owner = getattr(owner, name)
+        return owner
+    return value.copy() if isinstance(value, dict) else value
 
 
 def _is_number(tensor: Any) -> bool:
+    import torch
+
     return tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.int32, torch.bool)
 
 
@@ -128,27 +153,17 @@ def _identity(tensor: Any) -> tuple[Any, ...]:
     return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
-class _Opaque:
-    """Keeps a graph out of PyTorch's sight: copying a module must not copy it."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-    def __deepcopy__(self, _: Any) -> _Opaque:
-        return self
-
-
 class _Stored:
     """Says that an attribute is a registered tensor at `path`."""
 
-    def __init__(self, path: tuple[str, ...]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
 
 
 class _Object:
     """A submodule (its path), or an object that the code made (path None)."""
 
-    def __init__(self, path: tuple[str, ...] | None) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self.fields: dict[str, Any] = {}
 
@@ -156,10 +171,11 @@ class _Object:
 class _Frame:
     """One call: values by name, and the attributes assigned so far."""
 
-    def __init__(self, module: Interpreted) -> None:
-        self.module = module
+    def __init__(self, program: _Program, owner: Any) -> None:
+        self._program = program
+        self._owner = owner
         self.values: dict[str, Any] = {}
-        self._assigned: dict[tuple[str, ...], Any] = {}
+        self._assigned: dict[Path, Any] = {}
 
     def run(self, block: Any) -> None:
         for node in block.nodes():
@@ -187,40 +203,42 @@ class _Frame:
             ) from cause
         self._set(node, [result] if node.outputsSize() == 1 else result if result else ())
 
-    def _prim_Constant(self, node: Any) -> None:  # noqa: N802 - named as the node kinds are
-        self._set(node, [self.module.constant(node)])
+    def _prim_Constant(self, node: Any) -> None:
+        self._set(node, [self._program.constant(self._owner, node)])
 
-    def _prim_GetAttr(self, node: Any) -> None:  # noqa: N802
+    def _prim_GetAttr(self, node: Any) -> None:
         owner, name = self._inputs(node)[0], node.s("name")
         if owner.path is None:
             self._set(node, [owner.fields.get(name)])
             return
         path = (*owner.path, name)
         if path not in self._assigned:
-            value = self.module.attribute(path)
-            if isinstance(value, torch.Tensor) and _is_changed(node.output()):
+            value = self._program.attribute(self._owner, path)
+            if hasattr(value, "dim") and _is_changed(node.output()):
                 value = value.clone()  # a buffer changed in place would keep the change
+            path = (*owner.path, node.s("name"))
             self._assigned[path] = value
         self._set(node, [self._assigned[path]])
 
-    def _prim_SetAttr(self, node: Any) -> None:  # noqa: N802
+    def _prim_SetAttr(self, node: Any) -> None:
         owner, value = self._inputs(node)
         if owner.path is None:
             owner.fields[node.s("name")] = value
         else:
-            self._assigned[*owner.path, node.s("name")] = value
+            path = (*owner.path, node.s("name"))
+            self._assigned[path] = value
 
-    def _prim_CreateObject(self, node: Any) -> None:  # noqa: N802
+    def _prim_CreateObject(self, node: Any) -> None:
         self._set(node, [_Object(None)])
 
-    def _prim_If(self, node: Any) -> None:  # noqa: N802
+    def _prim_If(self, node: Any) -> None:
         condition = self._inputs(node)[0]
         first, second = node.blocks()
         block = first if self._decide(condition, node) else second
         self.run(block)
         self._set(node, [self.values[value.debugName()] for value in block.outputs()])
 
-    def _prim_Loop(self, node: Any) -> None:  # noqa: N802
+    def _prim_Loop(self, node: Any) -> None:
         limit, condition, *carried = self._inputs(node)
         if not isinstance(limit, int):
             raise _undecided(node, "a loop whose length depends on a dynamic size")
@@ -234,11 +252,11 @@ class _Frame:
             step += 1
         self._set(node, carried)
 
-    def _prim_RaiseException(self, node: Any) -> None:  # noqa: N802
+    def _prim_RaiseException(self, node: Any) -> None:
         raise ValueError(f"the module refuses its input: {self._inputs(node)[0]}")
 
     def _decide(self, condition: Any, node: Any) -> bool:
-        if isinstance(condition, torch.Tensor):
+        if hasattr(condition, "dim"):
             raise _undecided(node, "a branch that depends on the values of a tensor")
         return bool(condition)
 

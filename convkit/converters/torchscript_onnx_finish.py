@@ -1,4 +1,4 @@
-"""Puts a freshly exported ONNX file in order: names, dimensions, one data file, no private paths."""
+"""Puts a freshly exported ONNX file in order: names, shapes, one data file, no private paths."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def _rename_dimensions(model: Any, names: Mapping[str, str]) -> None:
 def _correct_output_shapes(model: Any, call: Call) -> None:
     """Gives outputs the shapes that the module's own results have.
 
-    Exporters leave shapes out, invent names, and now and then fix a size that is dynamic. A size that
-    stayed the same while every dynamic dimension took two values is fixed; one that always equals a
-    dynamic input dimension has its name; others stay open.
+    Exporters leave shapes out, invent names, and now and then fix a size that is dynamic. A size
+    that stayed the same while every dynamic dimension took two values is fixed; one that always
+    equals a dynamic input dimension has its name; others stay open.
     """
     runs = _observed(call)
     sizes = [sizes for sizes, _ in runs]

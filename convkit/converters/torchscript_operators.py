@@ -1,4 +1,4 @@
-"""What the nodes of a TorchScript graph compute: on numbers and lists in Python, on tensors in ATen.
+"""What the nodes of a TorchScript graph compute: numbers and lists in Python, tensors in ATen.
 
 Traced graphs compute sizes as tensors of no dimension (`prim::NumToTensor`); here they stay Python
 numbers, so that `torch.export` keeps them symbolic.
@@ -12,8 +12,6 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from convkit.converters.torchscript_attention import FAST_PATHS
 
 
@@ -21,20 +19,14 @@ class UnknownOperatorError(Exception):
     """There is no rule for this node kind."""
 
 
-DTYPES: Mapping[int, torch.dtype] = {
-    0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64,
-    5: torch.float16, 6: torch.float32, 7: torch.float64, 9: torch.complex64,
-    10: torch.complex128, 11: torch.bool, 15: torch.bfloat16,
+_DTYPES: Mapping[int, str] = {
+    0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32",
+    7: "float64", 9: "complex64", 10: "complex128", 11: "bool", 15: "bfloat16",
 }  # fmt: skip
 """TorchScript writes a dtype as a number. Source: PyTorch, c10/core/ScalarType.h."""
 
-_DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
-_MEMORY_FORMATS = (
-    torch.contiguous_format,
-    torch.preserve_format,
-    torch.channels_last,
-    torch.channels_last_3d,
-)
+_DTYPE_NUMBERS = {name: number for number, name in _DTYPES.items()}
+_MEMORY_FORMATS = ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 """Source: PyTorch, c10/core/MemoryFormat.h."""
 
 
@@ -63,6 +55,8 @@ def call_operator(node: Any, inputs: Sequence[Any]) -> Any:
 
 def _dispatch(node: Any, inputs: Sequence[Any]) -> Any:
     """Calls the registered operator that the node's schema names."""
+    import torch
+
     text = node.schema()
     if text == "(no schema)":
         raise UnknownOperatorError(node.kind())
@@ -80,37 +74,57 @@ def _dispatch(node: Any, inputs: Sequence[Any]) -> Any:
 
 def _fit(argument: Any, value: Any) -> Any:
     """A value as the operator's argument wants it: dtypes by name, numbers as tensors."""
+    import torch
+
     kind = str(argument.real_type)
     if isinstance(value, int) and not isinstance(value, bool):
         if "ScalarType" in kind:
-            return DTYPES[value]
+            return getattr(torch, _DTYPES[value])
         if "MemoryFormat" in kind:
-            return _MEMORY_FORMATS[value]
+            return getattr(torch, _MEMORY_FORMATS[value])
         if "Layout" in kind:
             return torch.strided
-    if kind == "Tensor" and isinstance(value, _NUMBERS):
-        return torch.scalar_tensor(value, dtype=_dtype_of(value))
+    numbers = (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+    if kind == "Tensor" and isinstance(value, numbers):
+        number: Any = value
+        return torch.scalar_tensor(number, dtype=_dtype_of(value))
     return value
 
 
-_NUMBERS = (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+def _dtype_of(value: Any) -> Any:
+    import torch
 
-
-def _dtype_of(value: Any) -> torch.dtype:
     if isinstance(value, bool | torch.SymBool):
         return torch.bool
     return torch.int64 if isinstance(value, int | torch.SymInt) else torch.float32
 
 
 def _holds_tensor(value: Any) -> bool:
+    from torch import Tensor
+
     if isinstance(value, list | tuple):
-        return any(isinstance(item, torch.Tensor) for item in value)
-    return isinstance(value, torch.Tensor)
+        return any(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
 
 
 def _whole(value: Any) -> Any:
     """The number as an integer; a symbolic size stays symbolic."""
+    import torch
+
     return int(value) if isinstance(value, bool | str) else torch.sym_int(value)
+
+
+def _real(value: Any) -> Any:
+    import torch
+
+    return torch.sym_float(value)
+
+
+def _convolution(*inputs: Any) -> Any:
+    """`aten::_convolution` without its four flags for cuDNN."""
+    import torch
+
+    return torch.ops.aten.convolution.default(*inputs[:9])
 
 
 def _divided(left: Any, right: Any, *rounding: Any) -> Any:
@@ -119,8 +133,7 @@ def _divided(left: Any, right: Any, *rounding: Any) -> Any:
     if mode == "floor":
         return left // right
     if mode == "trunc":
-        whole = isinstance(left, int | torch.SymInt) and isinstance(right, int | torch.SymInt)
-        return left // right if whole and right > 0 else math.trunc(left / right)
+        return left // right if left >= 0 and right > 0 else math.trunc(left / right)
     return left / right
 
 
@@ -176,7 +189,7 @@ _ON_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "aten::__or__": operator.or_, "aten::__xor__": operator.xor,
     "aten::ceil": math.ceil, "aten::floor": math.floor, "aten::sqrt": lambda x: x**0.5,
     "aten::log": math.log, "aten::exp": math.exp, "aten::abs": abs, "prim::abs": abs,
-    "aten::Int": _whole, "aten::Float": torch.sym_float, "aten::Bool": lambda x: x != 0,
+    "aten::Int": _whole, "aten::Float": _real, "aten::Bool": lambda x: x != 0,
     "aten::IntImplicit": lambda x: x, "aten::FloatImplicit": lambda x: x,
     "aten::ScalarImplicit": lambda x: x, "aten::item": lambda x: x,
     "aten::str": str, "aten::format": _format, "aten::ord": ord, "aten::lower": str.lower,
@@ -205,6 +218,10 @@ def _size(tensor: Any, dim: Any = None) -> Any:
     return list(tensor.shape) if dim is None else tensor.shape[dim]
 
 
+def _dtype_number(tensor: Any) -> int:
+    return _DTYPE_NUMBERS[str(tensor.dtype).removeprefix("torch.")]
+
+
 _ON_TENSORS: Mapping[str, Callable[..., Any]] = {
     "aten::size": _size, "prim::shape": _size, "aten::dim": lambda x: x.dim(),
     "aten::len": lambda x: len(x) if isinstance(x, list) else x.shape[0],
@@ -213,14 +230,14 @@ _ON_TENSORS: Mapping[str, Callable[..., Any]] = {
     "aten::Int": lambda x: x.item(), "aten::Float": lambda x: x.item(),
     "aten::IntImplicit": lambda x: x.item(), "aten::FloatImplicit": lambda x: x.item(),
     "aten::ScalarImplicit": lambda x: x.item(), "aten::Bool": lambda x: x,
-    "prim::data": lambda x: x.detach(), "prim::dtype": lambda x: _DTYPE_NUMBERS[x.dtype],
+    "prim::data": lambda x: x.detach(), "prim::dtype": _dtype_number,
     "prim::device": lambda x: x.device, "prim::layout": lambda _: 0,
     "prim::is_cuda": lambda _: False, "prim::is_cpu": lambda _: True,
     "prim::is_nested": lambda _: False, "prim::is_quantized": lambda _: False,
     "prim::is_sparse": lambda _: False, "prim::requires_grad": lambda _: True,
     "prim::unchecked_cast": lambda x: x, "prim::NumToTensor": lambda x: x,
     **{k: _ON_LISTS[k] for k in ("aten::__getitem__", "aten::append", "aten::_set_item")},
-    "aten::_convolution": lambda *inputs: torch.ops.aten.convolution.default(*inputs[:9]),
+    "aten::_convolution": _convolution,
     "aten::is_nonzero": lambda x: x, "aten::get_device": lambda _: -1,
 }  # fmt: skip
 
@@ -251,7 +268,7 @@ _STRUCTURE: Mapping[str, Callable[[Any, Sequence[Any]], Any]] = {
     "aten::is_autocast_cpu_enabled": lambda *_: False,
     "aten::is_grad_enabled": lambda *_: True,  # keeps code off fused inference kernels
     "aten::_get_tracing_state": _nothing, "aten::is_scripting": lambda *_: True,
-    "prim::Enter": _nothing, "prim::Exit": _nothing, "prim::Print": _nothing, "aten::warn": _nothing,
-    "aten::set_grad_enabled": _nothing,
+    "prim::Enter": _nothing, "prim::Exit": _nothing, "prim::Print": _nothing,
+    "aten::warn": _nothing, "aten::set_grad_enabled": _nothing,
     "profiler::_record_function_enter_new": _nothing, "profiler::_record_function_exit": _nothing,
 }  # fmt: skip

@@ -20,17 +20,17 @@ from convkit.errors import UnsupportedError
 def exported_program(call: Call, note: Callable[[str], None]) -> Any:
     """A `torch.export.ExportedProgram` with the call's dynamic dimensions, as far as they hold.
 
-    Arguments that are Python numbers become constants with the example's values.
+    Arguments that are Python numbers are fixed to the example's values.
 
     Raises:
         UnsupportedError: the graph has a construct that exported programs do not.
     """
-    from convkit.converters.torchscript_interpreter import Interpreted
+    from convkit.converters.torchscript_interpreter import interpreted
 
     if hasattr(call.module, "reset_states"):
         call.module.reset_states()
     failures: list[Exception] = []
-    for build in (Interpreted, _converted(call)):
+    for build in (interpreted, _converted(call)):
         try:
             with quiet_exporters():
                 inner = build(call.module)
@@ -40,7 +40,7 @@ def exported_program(call: Call, note: Callable[[str], None]) -> Any:
             continue
         for name in call.number_names:
             value = call.example[name].item()
-            note(f"Input '{name}' is fixed to {value}: an exported program has no number inputs.")
+            note(f"Input '{name}' must be {value} from now on: an exported program fixes numbers.")
         state = [".".join(path) for path in assigned_attributes(call.module)]
         note_rewrite(state, 0, note)
         return program
@@ -91,7 +91,7 @@ def _export(inner: Any, call: Call) -> Any:
     import torch
     from torch.export import Dim
 
-    names = _tensor_names(call)
+    names = [spec.name for spec in call.specs]
     example = tuple(to_torch(call.example[name]) for name in names)
     module = _named(inner, call)
     axes = call.dynamic_axes()
@@ -107,18 +107,18 @@ def _export(inner: Any, call: Call) -> Any:
     raise first
 
 
-def _tensor_names(call: Call) -> list[str]:
-    """Arguments that the program takes: the tensors that are fed."""
-    return [spec.name for spec in call.specs if spec.name not in call.number_names]
-
-
 def _named(inner: Any, call: Call) -> Any:
-    """A module with the ScriptModule's tensor arguments by name around `inner`."""
+    """A module with the ScriptModule's argument names around `inner`.
+
+    Number arguments come as 0-d tensors, since programs take nothing else, and must have the value
+    of the example.
+    """
     import torch
 
     example = call.arguments(call.example, numbers=True)
     order = [a.name for a in call.module.forward.schema.arguments[1:]]
-    names = _tensor_names(call)
+    names = [spec.name for spec in call.specs]
+    fixed = {name: call.example[name].item() for name in call.number_names}
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
 
     class Named(torch.nn.Module):  # type: ignore[misc,unused-ignore]
@@ -128,8 +128,12 @@ def _named(inner: Any, call: Call) -> Any:
 
         def forward(self, *tensors: Any) -> Any:
             fed = dict(zip(names, tensors, strict=True))
+            for name, value in fixed.items():
+                torch._check(fed[name].item() == value)
             values = zip(order, example, strict=False)
-            return _shaped(self.inner(*(fed.get(name, value) for name, value in values)), call)
+            return _shaped(
+                self.inner(*({**fed, **fixed}.get(name, value) for name, value in values)), call
+            )
 
     function: Any = Named.forward
     function.__signature__ = inspect.Signature(

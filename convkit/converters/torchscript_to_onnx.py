@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.converters.torchscript_call import Call, call_of, private_copy, quiet_exporters
@@ -71,7 +70,7 @@ def _over_program(source: Artifact, out: Path, work: Work, *, opset: int = 20) -
                 str(path),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[spec.name for spec in call.specs if spec.name not in call.number_names],
+                input_names=[spec.name for spec in call.specs],
                 output_names=list(call.outputs),
                 external_data=True,
                 verbose=False,

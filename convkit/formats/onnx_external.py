@@ -29,7 +29,13 @@ def check_external(model: Path, tensors: Iterable[TensorHeader]) -> Mapping[str,
             continue
         location = tensor.external.get("location", "")
         if location not in sizes:
-            sizes[location] = _checked_size(model, location, tensor.name)
+            try:
+                sizes[location] = _checked_size(model, location, tensor.name)
+            except (OSError, RuntimeError) as cause:  # a name too long, a link to itself
+                raise ModelError(
+                    f"{model.name} keeps weights in a file that cannot be read.",
+                    why=(f"Location: {location[:200]!r}", str(cause)[:200]),
+                ) from cause
         _check_range(model, location, sizes[location], tensor)
     return sizes
 

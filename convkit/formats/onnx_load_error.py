@@ -45,11 +45,12 @@ def plain(message: str) -> str:
 
 
 def _too_new(path: Path, what: str, found: int, newest: int, runtime: str) -> UnsupportedError:
+    copy = path.with_suffix(".lowered.onnx")
     return UnsupportedError(
         f"{path.name} has {what} {found}; {runtime} loads up to {newest}.",
         hint="Update the runtime:  pip install -U onnxruntime-gpu\n"
-        "or restamp a copy where that is legal:\n"
-        f'python -c "from convkit.opset import fit; fit({str(path)!r})"',
+        "or lower a copy as far as that is legal:\n"
+        f"cp {path} {copy} && python -c \"from convkit.opset import fit; fit('{copy}')\"",
         found=found,
         newest=newest,
     )

@@ -136,7 +136,10 @@ def open_session(path: Path, header: Header, model: bytes | None = None) -> Any:
         options.add_session_config_entry(_FOLDER_KEY, str(path.parent.resolve()))
     source = str(path) if model is None else model
     try:
-        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # Without a fallback: it would try the same provider again, and print that it does.
+        return runtime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as cause:  # the runtime's exceptions share no base class of their own
         raise load_error(path, header, str(cause), runtime.__version__) from cause
 

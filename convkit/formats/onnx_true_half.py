@@ -35,17 +35,15 @@ _HALVES = (10, 16)
 _FLOAT = 1
 """TensorProto.FLOAT."""
 
-_EXACT = frozenset(
-    (
-        "Abs", "Cast", "CastLike", "Clip", "Compress", "Concat", "ConstantOfShape", "DepthToSpace",
-        "Dropout", "Expand", "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND",
-        "GlobalMaxPool", "Identity", "If", "Loop", "Max", "MaxPool", "Min", "Neg", "OneHot",
-        "OptionalGetElement", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence",
-        "Scan", "Scatter", "ScatterND", "SequenceAt", "ConcatFromSequence", "Sign", "Slice",
-        "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unique",
-        "Unsqueeze", "Where",
-    )  # fmt: skip
-)
+_EXACT = frozenset((
+    "Abs", "Cast", "CastLike", "Clip", "Compress", "Concat", "ConstantOfShape", "DepthToSpace",
+    "Dropout", "Expand", "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND",
+    "GlobalMaxPool", "Identity", "If", "Loop", "Max", "MaxPool", "Min", "Neg", "OneHot",
+    "OptionalGetElement", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence",
+    "Scan", "SequenceAt", "ConcatFromSequence", "Sign", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unique",
+    "Unsqueeze", "Where",
+))  # fmt: skip
 """Operators whose results are elements of their (already rounded) inputs, up to sign."""
 
 _ROUNDING = frozenset({"Cast", "CastLike", "ConstantOfShape", "OneHot"})

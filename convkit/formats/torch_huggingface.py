@@ -9,7 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Description, Opening
-from convkit.errors import ModelError, UnsafeError, UnsupportedError, WeightsMismatchError
+from convkit.errors import (
+    MissingRequirementError,
+    ModelError,
+    UnsafeError,
+    UnsupportedError,
+    WeightsMismatchError,
+)
 from convkit.formats.torch_checkpoint import (
     describe_tensors,
     is_pickle,
@@ -17,6 +23,7 @@ from convkit.formats.torch_checkpoint import (
     read_safetensors,
     require_file,
 )
+from convkit.formats.torch_lean_import import network_class, without_compiler
 from convkit.formats.torch_pickle import TensorHeader, read_pickled, tensors_in
 
 if TYPE_CHECKING:
@@ -158,23 +165,23 @@ def load_folder(artifact: Artifact) -> torch.nn.Module:
     """
     config = read_config(artifact.path)
     read_headers(artifact.path, artifact.opening)
-    network_class = _network_class(artifact.path, config, trust=artifact.opening.trust)
-    network = _from_pretrained(artifact, network_class)
+    found = _network_class(artifact.path, config, trust=artifact.opening.trust)
+    network = _from_pretrained(artifact, found)
     if getattr(network.config, "use_cache", False):
         network.config.use_cache = False
     return network.eval()
 
 
-def _from_pretrained(artifact: Artifact, network_class: Any) -> Any:
+def _from_pretrained(artifact: Artifact, kind: Any) -> Any:
     import torch
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with without_compiler(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network, info = network_class.from_pretrained(
+            network, info = kind.from_pretrained(
                 artifact.path,
                 local_files_only=True,
                 dtype="auto",
@@ -206,10 +213,18 @@ def _from_pretrained(artifact: Artifact, network_class: Any) -> Any:
 
 def _network_class(path: Path, config: Mapping[str, Any], *, trust: bool) -> Any:
     """The class that `architectures` names; the bare model of `model_type` without it."""
-    import transformers
-
+    try:
+        import transformers
+    except ImportError as cause:
+        raise MissingRequirementError(
+            f"Loading {path} needs transformers, which is not installed.",
+            hint='pip install "convkit-ml[torch]"',
+        ) from cause
     names = config.get("architectures") or []
-    native = getattr(transformers, names[0], None) if names else None
+    if names and not config.get("quantization_config"):
+        native = network_class(str(names[0]))
+    else:
+        native = getattr(transformers, str(names[0]), None) if names else None
     if native is not None and hasattr(native, "from_pretrained"):
         return native
     if config.get("auto_map"):
@@ -223,7 +238,7 @@ def _network_class(path: Path, config: Mapping[str, Any], *, trust: bool) -> Any
         return transformers.AutoModel
     if not names and config.get("model_type") in transformers.CONFIG_MAPPING:
         return transformers.AutoModel
-    wanted = names[0] if names else str(config.get("model_type"))
+    wanted = str(names[0] if names else config.get("model_type"))
     known = [name for name in dir(transformers) if not name.startswith("_")]
     near = difflib.get_close_matches(wanted, known, n=1)
     raise UnsupportedError(

@@ -35,7 +35,9 @@ def describe(path: Path, opening: Opening) -> Description:
     archive = _checked(path, opening)
     counts = count_elements(archive.tensors)
     forward = next((m for m in archive.methods if m.name == "forward"), None)
-    weights = {dtype: n for dtype, n in counts.items() if not dtype.startswith(("int6", "int3", "bo"))}
+    weights = {
+        dtype: n for dtype, n in counts.items() if not dtype.startswith(("int6", "int3", "bo"))
+    }
     return Description(
         precision=Precision.of_weights(counts),
         inputs=tuple(opening.inputs) or archive.saved_inputs,

@@ -165,7 +165,9 @@ class TorchScriptArchive:
         try:
             document = json.loads(self.text(f"extra/{EXTRA_FILE}") or "{}")
             return tuple(
-                TensorSpec(str(s["name"]), str(s["dtype"]), tuple(_dimension(d) for d in s["shape"]))
+                TensorSpec(
+                    str(s["name"]), str(s["dtype"]), tuple(_dimension(d) for d in s["shape"])
+                )
                 for s in document.get(key, ())
             )
         except (ValueError, KeyError, TypeError, AttributeError):

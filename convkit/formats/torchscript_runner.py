@@ -21,8 +21,8 @@ _CANDIDATE_LIMIT = 24
 class TorchScriptRunner(Runner):
     """A ScriptModule behind the Runner contract.
 
-    Inputs are fed by the names of `forward`'s arguments. An argument of type int, float or bool takes
-    a 0-d array. Outputs are named as `flatten` says.
+    Inputs are fed by the names of `forward`'s arguments. An argument of type int, float or bool
+    takes a 0-d array. Outputs are named as `flatten` says.
 
     State a module keeps between calls (attributes it assigns, buffers it changes in place) is put
     back before each call: with the module's own `reset_states()` where it has one, else to what it
@@ -52,7 +52,9 @@ class TorchScriptRunner(Runner):
         """Outputs by name. Raises SamplesError if an input is missing."""
         import torch
 
-        missing = [name for name, (_, must) in self._arguments.items() if must and name not in feeds]
+        missing = [
+            name for name, (_, must) in self._arguments.items() if must and name not in feeds
+        ]
         if missing:
             raise SamplesError(
                 f"forward of {self._path.name} needs '{missing[0]}'.",
@@ -94,7 +96,9 @@ class TorchScriptRunner(Runner):
         import numpy as np
 
         known = [] if self._scalars is None else [self._scalars]
-        found = (dict.fromkeys(names, value) for value in compared_integers(self._module.inlined_graph))
+        found = (
+            dict.fromkeys(names, value) for value in compared_integers(self._module.inlined_graph)
+        )
         for candidate in (*known, *list(found)[:_CANDIDATE_LIMIT]):
             arrays = {name: np.asarray(value, np.int64) for name, value in candidate.items()}
             try:
@@ -138,9 +142,9 @@ class TorchScriptRunner(Runner):
         if kind in _SCALARS:
             return TensorSpec(name, _SCALARS[kind], ())
         for value in list(self._module.graph.inputs())[1:]:
-            kind = value.type()
-            if value.debugName().split(".")[0] == name and kind.kind() == "TensorType":
-                sizes, dtype = kind.sizes(), kind.dtype()
+            found = value.type()
+            if value.debugName().split(".")[0] == name and found.kind() == "TensorType":
+                sizes, dtype = found.sizes(), found.dtype()
                 if sizes and dtype is not None and all(isinstance(size, int) for size in sizes):
                     return TensorSpec(name, str(dtype).removeprefix("torch."), tuple(sizes))
         return None
@@ -241,8 +245,8 @@ def compared_integers(graph: Any) -> list[int]:
 def flatten(result: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of each tensor or number in what a module returned; None is left out.
 
-    A lone tensor is `output`; a position in a tuple or list is `output_0`, nested `output_0.1`; keys
-    of dictionaries and fields of named tuples name themselves.
+    A lone tensor is `output`; a position in a tuple or list is `output_0`, nested `output_0.1`;
+    keys of dictionaries and fields of named tuples name themselves.
     """
     for path, value in _leaves(result, ()):
         name = ".".join(path)
@@ -296,11 +300,13 @@ def _to_numpy(value: Any) -> np.ndarray[Any, Any]:
     import torch
 
     if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
+        number: np.ndarray[Any, Any] = np.asarray(value)
+        return number
     value = value.detach().cpu()
     if value.dtype == torch.bfloat16:
         import ml_dtypes
 
-        return value.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits: np.ndarray[Any, Any] = value.contiguous().view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
     array: np.ndarray[Any, Any] = value.numpy()
     return array

@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 SUMMING = frozenset({"ReduceMean", "GlobalAveragePool"})
 """Operators whose result is small although the sum behind it may not be."""
 
-_SQUARING = frozenset(
-    (
-        "ReduceL2", "ReduceSumSquare", "LpNormalization", "LpPool", "GlobalLpPool",
-        "InstanceNormalization", "MeanVarianceNormalization", "GroupNormalization",
-    )  # fmt: skip
-)
+_SQUARING = frozenset((
+    "ReduceL2", "ReduceSumSquare", "LpNormalization", "LpPool", "GlobalLpPool",
+    "InstanceNormalization", "MeanVarianceNormalization", "GroupNormalization",
+))  # fmt: skip
 """Operators that square inside, in the type of their input: no `stash_type` says otherwise."""
 
 _BOUNDS = {"Clip": (1, 2), "Max": range(64), "Min": range(64)}
@@ -45,13 +43,11 @@ _BOUNDS = {"Clip": (1, 2), "Max": range(64), "Min": range(64)}
 
 _BEFORE_ROOT = frozenset({"Sqrt", "Reciprocal", "Pow", "Log"})
 
-_CHEAP = frozenset(
-    (
-        "Abs", "Add", "Clip", "Div", "Erf", "Exp", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow",
-        "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Sigmoid",
-        "Softmax", "Sqrt", "Sub", "Sum", "Tanh",
-    )  # fmt: skip
-)
+_CHEAP = frozenset((
+    "Abs", "Add", "Clip", "Div", "Erf", "Exp", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow",
+    "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Sigmoid",
+    "Softmax", "Sqrt", "Sub", "Sum", "Tanh",
+))  # fmt: skip
 """Operators an island may swallow: their fp32 cost is small beside two casts."""
 
 _ANGLE_LIMIT = 8.0

@@ -31,12 +31,10 @@ _IS_MASK = -5000.0
 _SCORE_LIMIT = 8000.0
 _MAX_VALUES = 2000
 
-_MOVING = frozenset(
-    (
-        "Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat",
-        "Split", "Slice", "Gather", "Expand", "Tile", "Trilu",
-    )  # fmt: skip
-)
+_MOVING = frozenset((
+    "Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat",
+    "Split", "Slice", "Gather", "Expand", "Tile", "Trilu",
+))  # fmt: skip
 
 
 @dataclass

@@ -21,12 +21,10 @@ ANGLE_OPERATORS = frozenset({"Sin", "Cos", "Tan"})
 
 _SIZE_READERS = frozenset({"Shape", "Size"})
 _RANDOM = ("Random", "Bernoulli", "Multinomial")
-_WHOLE_KEEPING = frozenset(
-    (
-        "Add", "Sub", "Mul", "Neg", "Abs", "Floor", "Ceil", "Round", "Min", "Max", "ReduceMax",
-        "ReduceMin", "ReduceSum", "CumSum",
-    )  # fmt: skip
-)
+_WHOLE_KEEPING = frozenset((
+    "Add", "Sub", "Mul", "Neg", "Abs", "Floor", "Ceil", "Round", "Min", "Max", "ReduceMax",
+    "ReduceMin", "ReduceSum", "CumSum",
+))  # fmt: skip
 _POSITION_KEEPING = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "MatMul", "Einsum", "Gemm"})
 
 

@@ -32,13 +32,11 @@ DTYPE_ATTRIBUTES: Mapping[str, str] = {
 }
 """Operators whose output type is an attribute, and that attribute."""
 
-CARRIERS = frozenset(
-    (
-        "Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose",
-        "Concat", "Split", "Slice", "Gather", "GatherElements", "GatherND", "Expand", "Tile",
-        "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Compress", "Trilu", "Where",
-    )  # fmt: skip
-)
+CARRIERS = frozenset((
+    "Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose",
+    "Concat", "Split", "Slice", "Gather", "GatherElements", "GatherND", "Expand", "Tile",
+    "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Compress", "Trilu", "Where",
+))  # fmt: skip
 """Operators that only move elements: their output holds elements of their inputs, unrounded."""
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})

@@ -236,6 +236,13 @@ def test_short_data_file_is_refused_as_truncated(tmp_path: Path) -> None:
     assert "byte 56; the file has 48" in str(refused.value)
 
 
+def test_names_of_data_files_that_cannot_exist_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for location in ("x" * 5000, "loop", "", "."):
+        with pytest.raises((ModelError, UnsafeError)):
+            onnx_format.describe(_save_external(tmp_path, location), Opening())
+
+
 @pytest.mark.parametrize(
     "entries", [{"offset": "-8"}, {"length": "9" * 400}, {"length": "12"}, {"offset": "0x0"}]
 )
