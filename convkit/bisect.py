@@ -23,8 +23,8 @@ from convkit.exposing import (
     ExposedGraph,
     ExposedNetwork,
     element_counts,
-    module_values,
 )
+from convkit.module_scopes import module_values
 from convkit.step import Feeds, Outputs
 from convkit.verification import LIMITS, fit_feeds, label_of
 

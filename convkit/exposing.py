@@ -129,32 +129,6 @@ def _catch(into: list[Any]) -> Callable[..., None]:
     return hook
 
 
-def module_values(graph: ExposedGraph, modules: Iterable[str]) -> dict[str, str]:
-    """Value name -> path of the PyTorch module whose output it should be.
-
-    A module's output is the last value made in its scope that is read outside of it. Scopes stand
-    in node metadata (torch.onnx with torch.export, onnxscript) or in node names (the older
-    exporter). A scope that leaves path elements out, as a rewritten network does, belongs to the
-    one module that has them in this order.
-    """
-    scopes = [_scope(node) for node in graph.nodes]
-    readers: dict[str, list[tuple[str, ...]]] = {}
-    for node, scope in zip(graph.nodes, scopes, strict=True):
-        for name in node.reads:
-            readers.setdefault(name, []).append(scope)
-    made: dict[tuple[str, ...], str] = {}
-    for node, scope in zip(graph.nodes, scopes, strict=True):
-        for name in reversed(node.outputs):  # the first is an operator's main result
-            leaves = readers.get(name, [])
-            for depth in range(1, len(scope) + 1):
-                outer = scope[:depth]
-                is_read_outside = any(reader[:depth] != outer for reader in leaves)
-                if is_read_outside or name in graph.outputs:
-                    made[outer] = name
-    paths = _match_scopes(made, modules)
-    return {made[scope]: path for scope, path in paths.items()}
-
-
 def element_counts(graph: ExposedGraph, feeds: Feeds) -> dict[str, int]:
     """Elements of every value by estimate: from the file's shapes with this input's sizes.
 
@@ -175,55 +149,3 @@ def element_counts(graph: ExposedGraph, feeds: Feeds) -> dict[str, int]:
     fed = (int(array.size) for array in feeds.values())
     largest = max((*known.values(), *fed), default=1)
     return {name: known.get(name, largest) for name in graph.makers}
-
-
-def _match_scopes(
-    scopes: Iterable[tuple[str, ...]], modules: Iterable[str]
-) -> dict[tuple[str, ...], str]:
-    free = {tuple(path.split(".")): path for path in modules}
-    open_scopes = sorted(set(scopes), key=lambda scope: (-len(scope), scope))
-    found = {scope: free.pop(scope) for scope in open_scopes if scope in free}
-    remaining = [scope for scope in open_scopes if scope not in found]
-    progress = True
-    while progress:
-        progress = False
-        for scope in list(remaining):
-            fitting = [path for path in free if _is_within(scope, path)]
-            if len(fitting) == 1:
-                found[scope] = free.pop(fitting[0])
-                remaining.remove(scope)
-                progress = True
-    return found
-
-
-def _is_within(scope: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """Whether a scope's elements occur in a path in order, ending in the same one."""
-    rest = iter(path)
-    return scope[-1] == path[-1] and all(part in rest for part in scope)
-
-
-def _scope(node: NodeHeader) -> tuple[str, ...]:
-    """The module path of a node, as elements; empty where nothing tells it.
-
-    Source: torch/onnx/_internal/exporter (`pkg.torch.onnx.name_scopes`: a list of full paths that
-    ends in the operation), onnxscript (`pkg.onnxscript.name_scopes`: a list of path elements),
-    torch/onnx/utils.py (the older exporter's node names `/encoder/layer.0/MatMul`).
-    """
-    import ast
-
-    for key, is_joined in (
-        ("pkg.torch.onnx.name_scopes", True),
-        ("pkg.onnxscript.name_scopes", False),
-    ):
-        written = node.metadata.get(key)
-        if not written:
-            continue
-        try:
-            names = [str(name) for name in ast.literal_eval(written)]
-        except (ValueError, SyntaxError):
-            continue
-        joined = (names[-2] if len(names) > 1 else "") if is_joined else ".".join(names)
-        return tuple(part for part in joined.split(".") if part)
-    if node.name.startswith("/"):
-        return tuple(part for step in node.name.split("/")[1:-1] for part in step.split("."))
-    return ()

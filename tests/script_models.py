@@ -6,19 +6,24 @@ shape or the data decide, a branch on the data, a mixed bag of results.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiny_models
 import torch
 from torch import Tensor, nn
 
-from convkit.artifact import Artifact, Opening, Precision, TensorSpec
+from convkit import samples
+from convkit.artifact import Artifact, Opening, TensorSpec
+from convkit.errors import RungSkipped, UnsupportedError
 from convkit.formats.torchscript import torchscript
+from convkit.step import Converter, Format, Work
 
 
 class LoopOverBatch(nn.Module):
@@ -160,8 +165,6 @@ class Case:
 
     def artifact(self, folder: Path) -> Artifact:
         """Saves it and describes it as convkit sees it."""
-        from convkit import samples
-
         network = self.model.factory()
         feeds = samples.draw(self.model.inputs, {"batch": 3}, 1)
         example = tuple(torch.from_numpy(array) for array in feeds.values())
@@ -202,6 +205,70 @@ def save(module: Any, folder: Path, inputs: tuple[TensorSpec, ...] = ()) -> Arti
     return Artifact(path, "torchscript", found.precision, inputs, (), (), opening)
 
 
-def fp32(path: Path, inputs: tuple[TensorSpec, ...]) -> Artifact:
-    """The artifact of a TorchScript file, with these inputs."""
-    return Artifact(path, "torchscript", Precision.FP32, inputs, (), (), Opening(inputs=inputs))
+@dataclass(frozen=True)
+class Recorded:
+    """A source's artifact with its specs, its runs, and the Work a converter gets."""
+
+    artifact: Artifact
+    runs: list[tuple[Any, Any]]
+    work: Work
+    notes: list[str]
+
+
+def record(source: Format, artifact: Artifact, enough: int = 3) -> Recorded:
+    """Runs a source at several shapes, as the pipeline does before a conversion."""
+    runs: list[tuple[Any, Any]] = []
+    with source.open(artifact) as runner:  # type: ignore[misc]
+        for seed, sizes in enumerate(samples.shape_sets(runner.inputs)):
+            feeds = runner.example(sizes, seed)
+            with contextlib.suppress(RuntimeError):  # a traced loop refuses other lengths
+                runs.append((feeds, runner(feeds)))
+            if len(runs) == enough:
+                break
+        artifact = replace(artifact, inputs=runner.inputs, outputs=runner.outputs)
+    notes: list[str] = []
+    load = source.load
+    assert load is not None
+    work = Work([feeds for feeds, _ in runs], load, notes.append, lambda *_: None)
+    return Recorded(artifact, runs, work, notes)
+
+
+def climb(step: Converter, recorded: Recorded, out: Path, **options: Any) -> str:
+    """Takes a step's rungs in order until one writes a result; gives its name."""
+    failure: Exception | None = None
+    for rung in step.rungs:
+        recorded.notes.clear()
+        try:
+            rung.run(recorded.artifact, out, recorded.work, **options)
+        except RungSkipped:
+            continue
+        except UnsupportedError as error:
+            failure = failure or error
+            continue
+        return rung.name
+    assert failure is not None
+    raise failure
+
+
+def onnx_outputs(path: Path, feeds: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """What ONNX Runtime computes, by output name."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == list(feeds)
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def assert_same(expected: Any, got: Any, tolerance: float) -> None:
+    """Names, dtypes and shapes equal; values within `tolerance` of the largest magnitude."""
+    assert list(got) == list(expected)
+    for name, reference in expected.items():
+        assert got[name].shape == reference.shape, name
+        assert got[name].dtype == reference.dtype, name
+        if reference.size:
+            scale = max(1e-6, float(np.abs(reference.astype(np.float64)).max()))
+            difference = np.abs(reference.astype(np.float64) - got[name].astype(np.float64))
+            assert float(difference.max()) <= tolerance * scale, name

@@ -128,7 +128,8 @@ def _bare_weights(path: Path, described: Description) -> UsageError:
     count = described.parameter_count or 0
     return UsageError(
         f"{path} holds weights only ({count:,} numbers), not the network they belong to.",
-        hint=f"Name what builds the network:  convkit convert package.module:factory --weights {file}",
+        hint="Name what builds the network:  "
+        f"convkit convert package.module:factory --weights {file}",
     )
 
 

@@ -223,8 +223,8 @@ def _not_weights(path: Path) -> ModelError:
         start = stream.read(8)
     return ModelError(
         f"{path} is not a PyTorch model.",
-        why=f"Its {size} bytes start with {start.hex(' ')}: neither safetensors, nor a zip archive, "
-        "nor a pickle. A damaged or half-copied file looks like this too.",
+        why=f"Its {size} bytes start with {start.hex(' ')}: neither safetensors, nor a zip "
+        "archive, nor a pickle. A damaged or half-copied file looks like this too.",
         size_bytes=size,
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import Artifact, TensorSpec
 from convkit.errors import InputsUnknownError, ModelError, UnknownNameError, UsageError
 from convkit.formats.torch_checkpoint import fill, load_state
-from convkit.formats.torch_runner import Example, named_tensors, to_array
+from convkit.formats.torch_runner import Example, named_tensors, parameters_of, to_array
 from convkit.step import Feeds, Sizes
 
 if TYPE_CHECKING:
@@ -58,10 +58,9 @@ def inputs_of(
     Raises:
         InputsUnknownError: nobody says what the inputs look like.
     """
-    from convkit.formats.torch_runner import _parameters
     from convkit.samples import draw
 
-    names = list(_parameters(network))
+    names = list(parameters_of(network))
     specs = artifact.opening.inputs or artifact.inputs
     ranges: dict[str, tuple[float, float]] = {}
     if not specs:

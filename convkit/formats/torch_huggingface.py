@@ -1,4 +1,4 @@
-"""Hugging Face folders: `config.json` beside safetensors or weights-only pickles, sharded or not."""
+"""Hugging Face folders: `config.json` beside safetensors or weights-only pickles, or shards."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from convkit.errors import (
 )
 from convkit.formats.torch_checkpoint import (
     describe_tensors,
-    is_pickle,
-    is_zip_pickle,
     read_safetensors,
     require_file,
 )
 from convkit.formats.torch_lean_import import network_class, without_compiler
-from convkit.formats.torch_pickle import TensorHeader, read_pickled, tensors_in
+from convkit.formats.torch_pickle import (
+    TensorHeader,
+    is_pickle,
+    is_zip_pickle,
+    read_pickled,
+    tensors_in,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +39,10 @@ _WEIGHT_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""In the order transformers looks for them. Source: `transformers.utils` (`SAFE_WEIGHTS_NAME` ...)."""
+"""In the order transformers looks for them.
+
+Source: `transformers.utils` (`SAFE_WEIGHTS_NAME` and on).
+"""
 
 
 def is_folder(path: Path) -> bool:
@@ -125,7 +132,7 @@ def read_headers(path: Path, opening: Opening) -> dict[str, TensorHeader]:
         else:
             raise ModelError(
                 f"{file} is not a PyTorch weight file.",
-                why=f"It has {file.stat().st_size} bytes and is neither a zip archive nor a pickle.",
+                why=f"Its {file.stat().st_size} bytes are neither a zip archive nor a pickle.",
                 hint="Download it again.",
             )
     return headers
@@ -169,7 +176,8 @@ def load_folder(artifact: Artifact) -> torch.nn.Module:
     network = _from_pretrained(artifact, found)
     if getattr(network.config, "use_cache", False):
         network.config.use_cache = False
-    return network.eval()
+    ready: torch.nn.Module = network.eval()
+    return ready
 
 
 def _from_pretrained(artifact: Artifact, kind: Any) -> Any:

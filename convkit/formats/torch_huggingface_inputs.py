@@ -24,6 +24,7 @@ _TEXT = ("input_ids", "attention_mask", "token_type_ids")
 _KNOWN = (*_TEXT, "bbox", "decoder_input_ids", "pixel_values", "input_values", "input_features")
 _IMAGE_SIDE = 224
 _LEAST_AUDIO_SAMPLES = 4000  # a quarter second at 16 kHz: the strides of wav2vec2 need 400
+_AUDIO_STEP = 400  # a smaller size stands for that many steps more, so that lengths differ
 _PROBES: tuple[Mapping[str, int], Mapping[str, int]] = (
     {"batch": 2, "sequence": 11, "decoder_sequence": 13, "audio": 8000},
     {"batch": 3, "sequence": 17, "decoder_sequence": 19, "audio": 9000},
@@ -31,7 +32,7 @@ _PROBES: tuple[Mapping[str, int], Mapping[str, int]] = (
 
 
 def likely_inputs(config: Mapping[str, Any], precision: Precision) -> tuple[TensorSpec, ...]:
-    """Inputs as far as `config.json` alone tells; empty where it does not. No framework is loaded."""
+    """Inputs as far as `config.json` alone tells, without a framework; empty where it does not."""
     text: tuple[Dimension, ...] = ("batch", "sequence")
     if _is_text(config) and not config.get("is_encoder_decoder"):
         names = [name for name in _TEXT if name != "token_type_ids" or _has_segments(config)]
@@ -166,7 +167,7 @@ def _example(specs: Sequence[TensorSpec], config: Any, sizes: Sizes, seed: int) 
     for spec in specs:
         for name in spec.dynamic:
             if name == "samples" and size_of(name, sizes) < _LEAST_AUDIO_SAMPLES:
-                sizes[name] = _LEAST_AUDIO_SAMPLES + size_of(name, sizes)
+                sizes[name] = _LEAST_AUDIO_SAMPLES + _AUDIO_STEP * size_of(name, sizes)
     text = _part(config, "input_ids")
     vocabulary = int(getattr(text, "vocab_size", None) or 2)
     segments = int(getattr(text, "type_vocab_size", None) or 1)
@@ -185,7 +186,7 @@ def _example(specs: Sequence[TensorSpec], config: Any, sizes: Sizes, seed: int) 
     if "attention_mask" in feeds:
         feeds["attention_mask"] = _mask(feeds["attention_mask"])
     if "bbox" in feeds:
-        feeds["bbox"] = np.sort(feeds["bbox"], axis=-1)[..., [0, 1, 2, 3]]
+        feeds["bbox"] = np.sort(feeds["bbox"], axis=-1)  # left, top <= right, bottom
     return feeds
 
 

@@ -82,7 +82,7 @@ class _DeferredCompiler(ModuleType):
 
 
 class _ItemToIndex:
-    """Stands for `TransformGetItemToIndex`: making one loads the compiler and gives the real one."""
+    """Stands for `TransformGetItemToIndex`: making one gives the real one, compiler and all."""
 
     def __new__(cls) -> Any:
         _withdraw()

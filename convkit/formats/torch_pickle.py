@@ -218,7 +218,7 @@ class _Inert:
 
 
 class _HeaderUnpickler(pickle.Unpickler):
-    """Builds headers; every global it hands out is a function of this module, never the real one."""
+    """Builds headers; each global it hands out is of this module, never the real one."""
 
     def __init__(self, stream: BinaryIO, path: Path, trust: bool) -> None:
         super().__init__(stream, encoding="latin-1")
@@ -322,10 +322,11 @@ def _read_zip(path: Path, stream: BinaryIO, trust: bool) -> Pickled:
         sizes = {item.filename: item.file_size for item in archive.infolist()}
     for storage in storages.values():
         wanted = storage.count * dtype_bits(storage.dtype) // 8
-        if sizes.get(f"{root}data/{storage.key}", -1) < wanted:
+        there = sizes.get(f"{root}data/{storage.key}", -1)
+        if there < wanted:
             raise ModelError(
                 f"{path} is incomplete: the data of storage {storage.key} are missing or short.",
-                why=f"It needs {wanted} bytes, the archive has {sizes.get(f'{root}data/{storage.key}', 0)}.",
+                why=f"It needs {wanted} bytes, the archive has {max(there, 0)}.",
             )
     return pickled
 

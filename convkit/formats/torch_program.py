@@ -140,7 +140,7 @@ def _read(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise ModelError(
                     f"{path} was written by a PyTorch older than 2.9, or holds no program.",
                     why=f"It holds {', '.join(names[:6])}.",
-                    hint="Export it again with a current PyTorch:  torch.export.save(program, PATH)",
+                    hint="Export it again with a current PyTorch (torch.export.save).",
                 )
             program = json.loads(archive.read(found[0]))
             tables = [n for n in names if n.endswith("_weights_config.json")]

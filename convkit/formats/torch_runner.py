@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
-from convkit.errors import StepError
+from convkit.errors import SamplesError, StepError
 from convkit.step import Feeds, Outputs, Runner, Sizes
 
 if TYPE_CHECKING:
@@ -36,10 +36,16 @@ class TorchRunner(Runner):
         self.outputs: tuple[TensorSpec, ...] = ()
         self._network: torch.nn.Module | None = network
         self._example = example
-        self._signature = _parameters(network)
+        self._signature = parameters_of(network)
         self._seen: list[tuple[dict[str, int], dict[str, tuple[str, tuple[int, ...]]]]] = []
 
     def __call__(self, feeds: Feeds) -> Outputs:
+        """Outputs by name.
+
+        Raises:
+            SamplesError: an input is missing.
+            StepError: the model was closed.
+        """
         import torch
 
         if self._network is None:
@@ -55,13 +61,21 @@ class TorchRunner(Runner):
         return arrays
 
     def example(self, sizes: Sizes, seed: int) -> Feeds:
+        """Seeded inputs the network makes sense of."""
         return self._example(sizes, seed)
 
     def close(self) -> None:
+        """Lets the network go."""
         self._network = None
         gc.collect()
 
     def _arguments(self, feeds: Feeds) -> tuple[list[Any], dict[str, Any]]:
+        missing = [spec.name for spec in self.inputs if spec.name not in feeds]
+        if missing:
+            raise SamplesError(
+                f"The model takes '{missing[0]}', which the inputs lack.",
+                why=f"They have: {', '.join(feeds)}",
+            )
         values = {}
         for spec in self.inputs:
             parameter = self._signature.get(spec.name)
@@ -164,7 +178,7 @@ def _dimension(
     return f"{name}_dim{axis}"
 
 
-def _parameters(network: torch.nn.Module) -> dict[str, inspect.Parameter]:
+def parameters_of(network: torch.nn.Module) -> dict[str, inspect.Parameter]:
     """Parameters of `forward` that can be given by name."""
     try:
         parameters = inspect.signature(network.forward).parameters

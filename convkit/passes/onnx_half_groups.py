@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from convkit.onnx_typing import bodies_of, nodes_of
-from convkit.passes.onnx_half_types import CONTROL_FLOW, is_float
+from convkit.passes.onnx_half_types import is_control_flow, is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,7 +50,7 @@ def groups_of(graph: ir.Graph) -> Groups:
     for node in nodes_of(graph):
         for slots in _shared(node):
             _add(node, slots, values, uses)
-        if node.op_type not in CONTROL_FLOW:
+        if not is_control_flow(node):
             for _, body in bodies_of(node):
                 for value in filter(is_float, body.inputs):
                     values[value] = Group({value}, {value}, is_half=False, is_fixed=True)
@@ -111,6 +111,8 @@ def _merged(
 
 
 def _shared(node: ir.Node) -> list[_Shared]:
+    if not is_control_flow(node):
+        return []
     bodies = dict(bodies_of(node))
     if node.op_type == "If":
         branches = list(bodies.values())

@@ -19,8 +19,8 @@ from convkit.passes.onnx_half_ranges import Range, Ranges
 from convkit.onnx_typing import bodies_of, nodes_of, opset_of
 from convkit.passes.onnx_half_types import (
     CARRIERS,
-    CONTROL_FLOW,
     Slots,
+    is_control_flow,
     is_float,
     reads_elements,
     slots_of,
@@ -49,6 +49,9 @@ _CHEAP = frozenset((
     "Softmax", "Sqrt", "Sub", "Sum", "Tanh",
 ))  # fmt: skip
 """Operators an island may swallow: their fp32 cost is small beside two casts."""
+
+_EXPONENTIAL = frozenset({"Exp", "Softmax", "LogSoftmax", "ReduceLogSumExp"})
+"""Operators that exponentiate: beyond 512 (fp16) or 64 (bf16) their argument is off by up to 1/4."""
 
 _ANGLE_LIMIT = 8.0
 """Beyond 8 rad an fp16 angle is off by up to 2^-8, a bf16 one by 2^-5."""
@@ -178,6 +181,8 @@ class _Judge:
             if why:
                 flagged[value] = why
         for node in self._nodes:
+            if node.op_type in _EXPONENTIAL and is_float(node.inputs[0]):
+                self._flag_exponent(node.inputs[0])
             if node.op_type in ANGLE_OPERATORS and is_float(node.inputs[0]):
                 self._flag_angle(node.inputs[0])
             self._carry_fault(node)
@@ -202,6 +207,15 @@ class _Judge:
         if value not in self._origins.whole or value in self._plan.masks.touched or found is None:
             return ""
         return f"whole numbers up to {found.absmax:.4g}" if found.absmax > exact else ""
+
+    def _flag_exponent(self, value: ir.Value | None) -> None:
+        """An exponent off by 1/4 is a result off by 28 %."""
+        found = self._ranges.get(value.name or "") if value is not None else None
+        if value is None or found is None:
+            return
+        absmax = found.high if value in self._plan.masks.touched else found.absmax
+        if absmax > self._plan.half.exact_integer / 4:
+            self._plan.flagged.setdefault(value, f"exponents up to {absmax:.4g}")
 
     def _flag_angle(self, value: ir.Value | None) -> None:
         """Angles from positions, or large ones, keep fp32 back to where they come from."""
@@ -264,7 +278,7 @@ class _Judge:
         plan = self._plan
         frozen = _inside_foreign_bodies(self._model.graph)
         for node in self._nodes:
-            if node.op_type in CONTROL_FLOW or tensor_of(node.outputs[0]) is not None:
+            if is_control_flow(node) or tensor_of(node.outputs[0]) is not None:
                 continue
             floats = any(map(is_float, (*node.inputs, *node.outputs)))
             slots = slots_of(node, opset_of(self._model, node.domain), plan.half.dtype)
@@ -330,7 +344,7 @@ def _inside_foreign_bodies(graph: ir.Graph) -> set[ir.Node]:
     """Nodes in bodies of operators other than If, Loop and Scan; their types are not ours."""
     found: set[ir.Node] = set()
     for node in nodes_of(graph):
-        if node.op_type not in CONTROL_FLOW:
+        if not is_control_flow(node):
             for _, body in bodies_of(node):
                 found.update(nodes_of(body))
     return found

@@ -39,7 +39,13 @@ CARRIERS = frozenset((
 ))  # fmt: skip
 """Operators that only move elements: their output holds elements of their inputs, unrounded."""
 
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+
+_TREES = "ai.onnx.ml"
+"""Thresholds of trees and tables: rounded features take other branches."""
+
+_FIXED = frozenset({"BitCast"})
+"""Operators about the bits of a type."""
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Kept in fp32: a rounded scale would move every code it belongs to."""
@@ -87,7 +93,7 @@ def slots_of(node: ir.Node, opset: int, target: ir.DataType) -> Slots:
     none = Slots((False,) * len(node.inputs), (False,) * len(node.outputs))
     formal = schema_of(node.domain, node.op_type, opset)
     tensors = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
-    if formal is None or node.op_type in _QUANTIZERS:
+    if formal is None or node.domain == _TREES or node.op_type in _QUANTIZERS | _FIXED:
         return none
     if any(v.type is None or not isinstance(v.type, ir.TensorType) for v in tensors):
         return none
@@ -106,6 +112,18 @@ def slots_of(node: ir.Node, opset: int, target: ir.DataType) -> Slots:
         if index < len(outputs):
             outputs[index] = False
     return Slots(tuple(inputs), tuple(outputs))
+
+
+def is_control_flow(node: ir.Node) -> bool:
+    """Whether a node is an If, Loop or Scan whose bodies share values with it as today.
+
+    Scan of opset 8 has one more input, and a batch dimension.
+    """
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _CONTROL_FLOW:
+        return False
+    return node.op_type != "Scan" or len(node.inputs) == len(
+        node.attributes["body"].as_graph().inputs
+    )
 
 
 def reads_elements(node: ir.Node) -> bool:

@@ -1,4 +1,4 @@
-"""The rung on `torch.export`: the network's graph with symbolic sizes, translated operator by operator."""
+"""The rung on `torch.export`: a graph with symbolic sizes, translated operator by operator."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LEAST_OPSET, GREATEST_OPSET = 18, 23
 
 @rung("export", needs=_NEEDS)
 def exported(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
-    """Exports with `torch.export`; sizes stay dynamic, `torch.cond` and `while_loop` become If, Loop."""
+    """Exports with `torch.export`: sizes stay dynamic, `torch.cond` becomes If, a loop Loop."""
     if opset < LEAST_OPSET:
         raise RungSkipped(f"it writes opset {LEAST_OPSET} and above, not {opset}")
     network = None if _is_program(source) else work.load(source)
@@ -101,41 +101,46 @@ def _capture(prepared: Prepared, work: Work) -> torch.export.ExportedProgram:
     import torch
 
     automatic = tuple(
-        {axis: torch.export.Dim.AUTO for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        {
+            axis: torch.export.Dim.AUTO
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        }
         for spec in prepared.specs
     )
-    failure: Exception | None = None
-    for shapes in (automatic, None):
-        wrapped = None if shapes is None else (shapes,)  # `forward` takes *tensors
+
+    def capture(shapes: Any) -> torch.export.ExportedProgram:
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                prepared.module, prepared.arguments, dynamic_shapes=shapes, strict=False
+            )
+
+    try:
+        return capture((automatic,))  # a tuple of one: `forward` takes *tensors
+    except Exception as failure:
+        if not any(automatic):
+            raise _capture_error(failure) from failure
         try:
-            with quiet(), torch.no_grad():
-                program = torch.export.export(
-                    prepared.module, prepared.arguments, dynamic_shapes=wrapped, strict=False
-                )
-        except Exception as cause:
-            failure = failure or cause
-            if not any(automatic):
-                break
-            continue
-        if shapes is None:
-            work.note(f"fixed sizes only, since with dynamic ones: {first_line(failure or cause)}")
+            program = capture(None)
+        except Exception:
+            raise _capture_error(failure) from failure
+        work.note(f"fixed sizes only, since with dynamic ones: {first_line(failure)}")
         return program
-    raise _capture_error(failure) from failure
 
 
-def _capture_error(failure: Exception | None) -> ConvkitError:
+def _capture_error(failure: Exception) -> ConvkitError:
     text = "\n".join(str(cause) for cause in causes(failure))
     place = re.search(r"File \"([^\"]+)\", line (\d+), in (\w+)\n\s+(.*)", text)
     where = [f"{place[1]}:{place[2]} in {place[3]}: {place[4].strip()}"] if place else []
     if re.search(r"data.dependent|GuardOnDataDependent|Dynamo failed.*bool|is_nonzero", text):
         return UnsupportedError(
             "The network decides by its data which way to go, which a graph cannot hold.",
-            why=where or [first_line(failure)] if failure else where,
+            why=where or [first_line(failure)],
             hint="Write the decision with torch.cond, or the loop with torch.while_loop.",
         )
     return StepError(
         "torch.export cannot capture the network.",
-        why=[first_line(failure) if failure else "", *where],
+        why=[first_line(failure), *where],
     )
 
 

@@ -1,4 +1,4 @@
-"""The rung on mobius-onnx: a graph from the folder's config, weights from its safetensors, no tracing."""
+"""The rung on mobius-onnx: a graph from the config, weights from safetensors, no tracing."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def _build(source: Artifact) -> onnx_ir.Model:
     empty = [name for name, v in model.graph.initializers.items() if v.const_value is None]
     if empty:
         raise RungSkipped(f"mobius found no weights for {empty[0]}")
-    return model
+    found: onnx_ir.Model = model
+    return found
 
 
 def _inline(model: onnx_ir.Model) -> None:
@@ -111,7 +112,9 @@ def _inline(model: onnx_ir.Model) -> None:
 def _drop_inputs(graph: onnx_ir.Graph, wanted: set[str]) -> None:
     found = {str(value.name) for value in graph.inputs}
     if not wanted <= found:
-        raise RungSkipped(f"mobius takes {', '.join(sorted(found))}, not {', '.join(sorted(wanted))}")
+        raise RungSkipped(
+            f"mobius takes {', '.join(sorted(found))}, not {', '.join(sorted(wanted))}"
+        )
     if found - wanted:
         raise RungSkipped(f"mobius also needs {', '.join(sorted(found - wanted))}")
 

@@ -65,8 +65,7 @@ def lower_attention(graph: onnx_ir.Graph) -> None:
         ):
             raise RungSkipped("its attention has features without a form at this opset")
         if mask is not None and id(mask) not in biases:
-            dtype = node.inputs[0].dtype or node.outputs[0].dtype
-            biases[id(mask)] = _bias(graph, node, mask, dtype)
+            biases[id(mask)] = _bias(graph, node, mask, _float_of(node))
         bias = biases[id(mask)] if mask is not None else None
         _lower_one(graph, node, heads, attributes.get("scale"), bias)
 
@@ -142,11 +141,13 @@ def _lower_one(
 ) -> None:
     if scale is None:
         raise RungSkipped("its attention leaves the scale to the runtime")
-    dtype = node.inputs[0].dtype or node.outputs[0].dtype
+    dtype = _float_of(node)
     split = _constant(graph, f"split_{heads}", [0, 0, heads, -1], "int64")
     merge = _constant(graph, "merge", [0, 0, -1], "int64")
     by_head = []
-    for value, order in zip(node.inputs[:3], ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True):
+    for value, order in zip(
+        node.inputs[:3], ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True
+    ):
         parted = _before(graph, node, "Reshape", [value, split])
         by_head.append(_before(graph, node, "Transpose", [parted], {"perm": order}))
     query, key, value = by_head
@@ -163,6 +164,11 @@ def _lower_one(
     mixed.type, mixed.shape = old.type, old.shape
     old.replace_all_uses_with(mixed, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _float_of(node: onnx_ir.Node) -> Any:
+    query = node.inputs[0]
+    return (query.dtype if query is not None else None) or node.outputs[0].dtype
 
 
 def _bias(graph: onnx_ir.Graph, node: onnx_ir.Node, mask: onnx_ir.Value, dtype: Any) -> Any:
@@ -183,7 +189,10 @@ def _constant(graph: onnx_ir.Graph, name: str, content: Any, dtype: Any) -> onnx
     kind = onnx_ir.DataType.INT64 if dtype == "int64" else dtype or onnx_ir.DataType.FLOAT
     tensor = onnx_ir.tensor(np.asarray(content).astype(kind.numpy()), dtype=kind, name=name)
     value = onnx_ir.Value(
-        name=name, shape=tensor.shape, type=onnx_ir.TensorType(kind), const_value=tensor
+        name=name,
+        shape=onnx_ir.Shape(np.asarray(content).shape),
+        type=onnx_ir.TensorType(kind),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
 from convkit.errors import StepError
@@ -35,7 +35,8 @@ def name_inputs(graph: onnx_ir.Graph, specs: Sequence[TensorSpec]) -> list[str]:
             f"The exported graph takes {len(graph.inputs)} inputs, the model {len(specs)}.",
             why=f"graph: {', '.join(str(value.name) for value in graph.inputs)}",
         )
-    lost, symbols = [], {}
+    lost: list[str] = []
+    symbols: dict[str, str] = {}
     for value, spec in zip(graph.inputs, specs, strict=True):
         _rename(graph, value, spec.name)
         for axis, wanted in enumerate(spec.shape):
@@ -52,7 +53,7 @@ def name_inputs(graph: onnx_ir.Graph, specs: Sequence[TensorSpec]) -> list[str]:
 
 
 def name_outputs(graph: onnx_ir.Graph, names: Sequence[str]) -> None:
-    """Names the outputs in order; an output that is an input, weight or earlier output is copied."""
+    """Names the outputs in order; one that is an input, a weight or given twice is copied."""
     import onnx_ir
 
     taken: set[int] = set()
@@ -105,7 +106,7 @@ def _rename_dimensions(graph: onnx_ir.Graph, symbols: dict[str, str]) -> None:
     for value in _values(graph):
         if value.shape is None:
             continue
-        sizes = []
+        sizes: list[Any] = []
         for size in value.shape:
             text = size.value if isinstance(size, onnx_ir.SymbolicDim) else None
             if text is not None and text.isdigit():

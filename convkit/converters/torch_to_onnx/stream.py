@@ -1,7 +1,8 @@
-"""Writes an ONNX model without ever holding its weights: they go from where they lie to the file."""
+"""Writes an ONNX model without holding its weights: they go from where they lie to the file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,41 +32,43 @@ def write(model: onnx_ir.Model, out: Path, *, ir_version: int) -> None:
     import onnx_ir
 
     model.ir_version = ir_version
-    large = {
-        name: value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > _SMALL_BYTES
-    }
-    if sum(value.const_value.nbytes for value in large.values()) > EXTERNAL_OVER_BYTES:
+    held = {name: value.const_value for name, value in model.graph.initializers.items()}
+    large = {n: t for n, t in held.items() if t is not None and t.nbytes > _SMALL_BYTES}
+    values = list(model.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in large.values()) > EXTERNAL_OVER_BYTES:
         onnx_ir.save(model, out, external_data=f"{out.name}.data")
     else:
         for name in large:
             del model.graph.initializers[name]
         _write_single(model, large, out)
-    for value in (*large.values(), *model.graph.initializers.values()):
+    held.clear()
+    large.clear()
+    for value in values:
         value.const_value = None  # a small one may be a view into the same mapping
     gc.collect()  # graphs are full of cycles, and what is verified next needs the room
 
 
-def _write_single(model: onnx_ir.Model, large: dict[str, onnx_ir.Value], out: Path) -> None:
+def _write_single(
+    model: onnx_ir.Model, large: Mapping[str, onnx_ir.TensorProtocol], out: Path
+) -> None:
     import onnx_ir
 
     proto = onnx_ir.to_proto(model)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    heads = {name: _head(name, value.const_value) for name, value in large.items()}
-    sizes = {name: len(heads[name]) + value.const_value.nbytes for name, value in large.items()}
+    heads = {name: _head(name, tensor) for name, tensor in large.items()}
+    sizes = {name: len(heads[name]) + tensor.nbytes for name, tensor in large.items()}
     total = len(graph) + sum(
         len(_key(_INITIALIZER) + encode_varint(size)) + size for size in sizes.values()
     )
     with out.open("wb") as stream:
         stream.write(proto.SerializeToString())
         stream.write(_key(_GRAPH) + encode_varint(total) + graph)
-        for name, value in large.items():
+        for name, tensor in large.items():
             stream.write(_key(_INITIALIZER) + encode_varint(sizes[name]) + heads[name])
-            data = value.const_value.tobytes()
-            if len(data) != value.const_value.nbytes:
-                raise ValueError(f"{name} has {len(data)} bytes, not {value.const_value.nbytes}")
+            data = tensor.tobytes()
+            if len(data) != tensor.nbytes:
+                raise ValueError(f"{name} has {len(data)} bytes, not {tensor.nbytes}")
             stream.write(data)
 
 

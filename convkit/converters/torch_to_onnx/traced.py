@@ -40,7 +40,9 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     if opset < LEAST_OPSET:
         raise RungSkipped(f"it writes opset {LEAST_OPSET} and above, not {opset}")
     if opset > GREATEST_OPSET:
-        work.note(f"the older exporter writes opset {GREATEST_OPSET} at most, so {opset} became that")
+        work.note(
+            f"the older exporter writes opset {GREATEST_OPSET} at most, so {opset} became that"
+        )
         opset = GREATEST_OPSET
     network = work.load(source)
     specs = source.inputs
@@ -82,7 +84,9 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
 
 def _error(cause: Exception) -> ConvkitError:
     text = "\n".join(str(part) for part in causes(cause))
-    found = re.search(r"operator '([\w:]+)'|ONNX export.* operator ([\w:]+)|operator ([\w:]+::\w+)", text)
+    found = re.search(
+        r"operator '([\w:]+)'|ONNX export.* operator ([\w:]+)|operator ([\w:]+::\w+)", text
+    )
     if found is None:
         return StepError("PyTorch's older exporter failed.", why=first_line(cause))
     operator = next(group for group in found.groups() if group)
