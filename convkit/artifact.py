@@ -115,6 +115,7 @@ class Description:
         parameter_count: number of weight elements; None where headers do not tell.
         operators: operator name -> count.
         details: further facts `inspect` prints, JSON values only (opset, architecture ...).
+        data_files: files beside the path that hold its weights (ONNX external data).
     """
 
     precision: Precision
@@ -123,6 +124,7 @@ class Description:
     parameter_count: int | None = None
     operators: Mapping[str, int] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    data_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class LineageEntry:
 class Artifact:
     """A model at rest: one path on disk, one format, one precision, named inputs and outputs.
 
-    For a factory without a weights file, `path` is the source file of its module.
+    For a factory without a weights file, `path` is the source file of its module. `data_files` are
+    further files that hold its weights.
     """
 
     path: Path
@@ -150,6 +153,7 @@ class Artifact:
     outputs: tuple[TensorSpec, ...] = ()
     lineage: tuple[LineageEntry, ...] = ()
     opening: Opening = Opening()
+    data_files: tuple[Path, ...] = ()
 
     @property
     def manifest_path(self) -> Path:
@@ -157,11 +161,10 @@ class Artifact:
         return self.path.with_name(self.path.name + MANIFEST_SUFFIX)
 
     def files(self) -> tuple[Path, ...]:
-        """Every file the artifact consists of, external data beside an ONNX file included."""
+        """Every file the artifact consists of."""
         if self.path.is_dir():
             return tuple(sorted(p for p in self.path.rglob("*") if p.is_file()))
-        data = self.path.with_name(self.path.name + ".data")
-        return (self.path, data) if data.is_file() else (self.path,)
+        return (self.path, *self.data_files)
 
     def size_bytes(self) -> int:
         """Bytes on disk."""

@@ -6,6 +6,7 @@ Nothing but click and the standard library is imported until a command runs.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -268,6 +269,7 @@ def demo(folder: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 def main() -> NoReturn:
     """The `convkit` command: runs it and turns every outcome into an exit code."""
+    os.environ["CONVKIT_PROCESS"] = "1"
     sys.exit(outcome(functools.partial(cli.main, prog_name="convkit", standalone_mode=False)))
 
 

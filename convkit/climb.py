@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -21,8 +22,9 @@ from convkit.errors import (
 )
 from convkit.graph import ConverterGraph
 from convkit.listener import Listener
+from convkit.recording import LazySamples, Recorder
 from convkit.report import RungReport, StepReport
-from convkit.step import Rung, Step, Work
+from convkit.step import Package, Rung, Step, Work
 from convkit.workspace import Workspace, is_disk_full
 
 
@@ -42,8 +44,7 @@ class Climb:
     Attributes:
         converters: where formats are found.
         place: where results come into being.
-        source: the untouched model.
-        recording: what it computes.
+        recorder: runs the untouched source.
         options: step name -> its options.
         last: the step whose result gets the destination's name.
         verifies: False where the user wants no comparison.
@@ -53,8 +54,7 @@ class Climb:
 
     converters: ConverterGraph
     place: Workspace
-    source: Artifact
-    recording: verification.Recording
+    recorder: Recorder
     options: Mapping[str, Mapping[str, Any]]
     last: Step
     verifies: bool
@@ -82,6 +82,8 @@ class Climb:
                     reasons[rung.name] = str(skipped)
                     continue
                 except ConvkitError as error:
+                    if self.recorder.has_failed:
+                        raise
                     reasons[rung.name] = error.what
                     failures.append(error)
                     continue
@@ -122,13 +124,25 @@ class Climb:
             raise RungSkipped(f"needs {missing[0].module}: {missing[0].install}")
         target = graph.after(step, (source.format, source.precision))
         out = self.place.room(f"{number}-{rung.name}") / self._result_name(step, target)
-        work = Work(self.recording.samples, self._load, note, self.listener.progress)
+        if not rung.is_eager:
+            _import(rung.needs)  # while the source runs
+            source = self._resolved(source)
+        self.listener.stage(f"{step.name} ({rung.name})")
+        work = Work(
+            LazySamples(self.recorder),
+            self._load,
+            note,
+            self.listener.progress,
+            self.recorder.source,
+        )
         _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
-        made = self._describe(step, source, out, target[1])
+        made = self._describe(step, self._resolved(source), out, target[1])
         if not self.verifies:
             return _Attempt(made, verification.Comparison(()))
         self.listener.stage(f"Verifying {step.name} ({rung.name})")
-        judgement = judging.judge(made, self.recording, self.converters.format(made.format))
+        judgement = judging.judge(
+            made, self.recorder.recording(), self.converters.format(made.format)
+        )
         for text in judgement.notes:
             note(text)
         if not judgement.comparison.passed:
@@ -153,10 +167,14 @@ class Climb:
             kept = self.place.reject(result)
             chosen.why = (*chosen.why, f"Kept for inspection: {kept}")
             chosen.hint = (
-                f"Look where it begins:  convkit verify {self.source.path} {kept} --bisect\n"
+                f"Look where it begins:  convkit verify {self.recorder.path} {kept} --bisect\n"
                 "Or compare on real inputs:  --samples inputs.npz"
             )
         return chosen
+
+    def _resolved(self, source: Artifact) -> Artifact:
+        """The artifact with inputs and outputs known, which for the source means that it ran."""
+        return self.recorder.source() if source.path == self.recorder.path else source
 
     def _load(self, artifact: Artifact) -> Any:
         load = self.converters.format(artifact.format).load
@@ -191,6 +209,11 @@ class Climb:
             outputs=found.outputs or source.outputs,
             lineage=(*source.lineage, entry),
         )
+
+
+def _import(needs: Iterable[Package]) -> None:
+    for need in needs:
+        importlib.import_module(need.module)
 
 
 def _run_rung(

@@ -30,7 +30,7 @@ _MIB = 1 << 20
 
 
 def stdout() -> Console:
-    """Where results go: at most 100 columns wide, and just that where no terminal says otherwise."""
+    """Where results go: at most 100 columns, and just that where there is no terminal."""
     console = Console(highlight=False)
     width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
     return Console(highlight=False, width=width)

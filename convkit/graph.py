@@ -229,7 +229,7 @@ def _holds_record(room: str, name: str, names: Sequence[str]) -> bool:
 def detect(
     model: str | Path,
     *,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     opening: Opening | None = None,
     graph: ConverterGraph | None = None,
 ) -> Artifact:
@@ -237,7 +237,7 @@ def detect(
 
     Args:
         model: a path, or `package.module:factory`.
-        weights: the weights file of a factory's network.
+        weights: the weights of a factory's network, `FILE` or `FILE:KEY`.
         opening: how to open it, as far as the user said.
         graph: other than the installed one, for tests.
 
@@ -255,8 +255,9 @@ def detect(
         )
     path = Path(text).expanduser()
     if not path.exists() and _FACTORY.fullmatch(text):
-        opening = replace(opening, factory=text)
-        path = _existing(weights) if weights else module_file(text)
+        file, key = split_weights(weights)
+        opening = replace(opening, factory=text, weights_key=key)
+        path = _existing(file) if file else module_file(text)
     elif weights is not None:
         raise UsageError(
             f"--weights goes with a factory, but {text} is a path.",
@@ -269,9 +270,38 @@ def detect(
         raise _unrecognised(path, graph)
     described = found.describe(path, opening)
     artifact = Artifact(
-        path, found.name, described.precision, described.inputs, described.outputs, (), opening
+        path=path,
+        format=found.name,
+        precision=described.precision,
+        inputs=described.inputs,
+        outputs=described.outputs,
+        opening=opening,
+        data_files=described.data_files,
     )
     return replace(artifact, lineage=artifact.read_lineage())
+
+
+def opening_of(inputs: Sequence[str], examples: Path | None, trust: bool) -> Opening:
+    """How a model is to be opened: inputs as the user described them, else read off examples."""
+    if not inputs and not examples:
+        return Opening(trust=trust)
+    from convkit import samples
+
+    specs = tuple(samples.parse_spec(text) for text in inputs)
+    if examples and not specs:
+        specs = samples.specs_of(samples.read(examples))
+    return Opening(inputs=specs, trust=trust)
+
+
+def split_weights(weights: str | Path | None) -> tuple[Path | None, str | None]:
+    """`FILE` or `FILE:KEY` as (path, key); a colon inside an existing file's name is kept."""
+    text = str(weights) if weights is not None else ""
+    if not text:
+        return None, None
+    if Path(text).exists() or ":" not in text:
+        return Path(text).expanduser(), None
+    file, _, key = text.rpartition(":")
+    return Path(file).expanduser(), key
 
 
 def module_file(factory: str) -> Path:

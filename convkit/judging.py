@@ -7,14 +7,11 @@ runtime is a failed verification instead of the end of convkit.
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from convkit import graph, resources, verification
+from convkit import graph, verification
 from convkit.artifact import Artifact, Precision
+from convkit.child import Child, ChildDiedError, is_not_loaded
 from convkit.errors import ConvkitError, VerificationError
 from convkit.step import Format
 
@@ -35,10 +32,9 @@ def judge(made: Artifact, recording: verification.Recording, format: Format) -> 
         ConvkitError: the result cannot be opened.
         VerificationError: the runtime died over it.
     """
-    modules = [need.module for need in format.needs]
-    if not modules or any(module in sys.modules for module in modules):
-        return judge_here(made, recording, format)
-    return _judge_in_child(made, recording)
+    if is_not_loaded([need.module for need in format.needs]):
+        return _judge_in_child(made, recording)
+    return judge_here(made, recording, format)
 
 
 def judge_here(made: Artifact, recording: verification.Recording, format: Format) -> Judgement:
@@ -64,49 +60,15 @@ def judge_here(made: Artifact, recording: verification.Recording, format: Format
 
 
 def _judge_in_child(made: Artifact, recording: verification.Recording) -> Judgement:
-    child = subprocess.run(
-        [sys.executable, "-c", "from convkit.judging import answer; answer()"],
-        input=pickle.dumps((made, recording, sys.path)),
-        capture_output=True,
-        check=False,
-    )
-    if child.returncode != 0:
-        last = child.stderr.decode(errors="replace").strip().splitlines()[-3:]
-        code = child.returncode
-        ended = f"signal {-code}" if code < 0 else f"code {code}"
-        raise VerificationError(
-            f"The process that ran {made.path.name} ended with {ended}.", why=last
-        )
-    answer = pickle.loads(child.stdout)
-    if isinstance(answer, ConvkitError):
-        raise answer
-    judgement: Judgement = answer
-    return judgement
-
-
-def answer() -> None:
-    """The child: reads what to judge from standard input, answers on standard output."""
-    send = _take_stdout()
-    made, recording, path = pickle.load(sys.stdin.buffer)
-    sys.path[:] = path
+    child = Child(_judge_by_name, made, recording)
     try:
-        judgement = judge_here(made, recording, graph.discover().format(made.format))
-        peak = resources.peak_rss_bytes() / (1 << 20)
-        found: Judgement | ConvkitError = replace(judgement, peak_rss_mib=peak)
-    except ConvkitError as error:
-        found = error
-    send(pickle.dumps(found))
+        judgement = child.result()
+    except ChildDiedError as cause:
+        raise VerificationError(f"The process that ran {made.path.name} {cause}.") from cause
+    finally:
+        child.stop()
+    return replace(judgement, peak_rss_mib=child.peak_rss_mib)
 
 
-def _take_stdout() -> Callable[[bytes], None]:
-    """Keeps standard output for the answer: what a framework prints goes to standard error."""
-    import os
-
-    kept = os.dup(1)
-    os.dup2(2, 1)
-
-    def write(content: bytes) -> None:
-        with os.fdopen(kept, "wb") as stream:
-            stream.write(content)
-
-    return write
+def _judge_by_name(made: Artifact, recording: verification.Recording) -> Judgement:
+    return judge_here(made, recording, graph.discover().format(made.format))

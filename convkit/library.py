@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit import graph
-from convkit.artifact import Artifact, Description, Opening, Precision
+from convkit.artifact import Artifact, Description, Precision
 from convkit.errors import MissingRequirementError, StepError
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def verify(
         bisect: also look for the first tensor at which they part.
         listener: hears how it goes on.
     """
-    from convkit import pipeline
-    from convkit import samples as inputs_of
+    from convkit import recording as recordings
     from convkit import verification as comparing
     from convkit.listener import Silence
 
@@ -215,10 +214,8 @@ def verify(
     left = _detect(reference, weights, samples, inputs, trust)
     right = _detect(candidate, weights, samples, inputs, trust)
     listener.stage("Running the reference")
-    given = inputs_of.read(Path(samples)) if samples else []
-    with open_as_verified(left, exactly=False) as runner:
-        wanted = max(pipeline.SHAPE_SETS, len(given))
-        recording = comparing.record(runner, pipeline.inputs_for(runner, given), wanted)
+    found = graph.discover().format(left.format)
+    recording = recordings.record_source(left, Path(samples) if samples else None, found)
     if not right.inputs and not right.opening.inputs:
         right = replace(right, opening=replace(right.opening, inputs=recording.inputs))
     listener.stage("Running the candidate")
@@ -245,11 +242,9 @@ def _detect(
     inputs: Sequence[str],
     trust: bool,
 ) -> Artifact:
-    recipe = _recipe(model, "", None, None, weights, samples, inputs, None, trust=trust)
     is_factory = not Path(str(model)).expanduser().exists()
-    file = recipe.weights_file()[0] if is_factory else None
-    opening = recipe.opening() if inputs or samples or weights else Opening(trust=trust)
-    return graph.detect(model, weights=file, opening=opening)
+    opening = graph.opening_of(inputs, Path(samples) if samples else None, trust)
+    return graph.detect(model, weights=weights if is_factory else None, opening=opening)
 
 
 def open_as_verified(artifact: Artifact, *, exactly: bool = True) -> Runner:

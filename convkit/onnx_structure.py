@@ -36,6 +36,15 @@ _GRAPH_INITIALIZER = 5
 _TENSOR_RAW = 9
 _TENSOR_EXTERNAL = 13
 _TENSOR_LOCATION = 14
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+"""Where data files lie for a model given as bytes.
+
+Source: onnxruntime_session_options_config_keys.h.
+"""
+
+_MAPPED_BYTES = 1 << 20
+_ALIGNMENT = 64
+
 SMALL_BYTES = 1024
 """Initializers up to here stay in the protobuf, so that shape inference can read them."""
 
@@ -185,3 +194,60 @@ def array_of(tensor: Any, folder: Path) -> np.ndarray[Any, Any]:
     count = math.prod(shape)
     file = folder / os.fspath(tensor.location)
     return np.fromfile(file, dtype, count, offset=tensor.offset or 0).reshape(shape)
+
+
+def plain_session(proto: onnx.ModelProto, folder: Path) -> Any:
+    """An ONNX Runtime session on the CPU that computes node by node: nothing is fused or folded.
+
+    Larger weights are mapped where they lie in `folder`, so they are not held twice.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises.
+    """
+    import onnxruntime
+
+    _hold_odd(proto, folder)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False
+    options.intra_op_num_threads = _thread_count()
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _hold_odd(proto: onnx.ModelProto, folder: Path) -> None:
+    """Takes smaller weights that lie at odd addresses into the model.
+
+    Inside a protobuf nothing is aligned. Matrix and convolution kernels, which read the large
+    weights, pack or load unaligned; elementwise ones need not.
+    """
+    import onnx_ir as ir
+
+    for tensor in proto.graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        is_odd = int(entries.get("offset", 0)) % _ALIGNMENT != 0
+        is_small = int(entries.get("length", _MAPPED_BYTES)) < _MAPPED_BYTES
+        if entries and is_odd and is_small:
+            payload = _payload(ir.from_proto(tensor), folder)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = payload
+
+
+def _payload(tensor: Any, folder: Path) -> bytes:
+    with (folder / os.fspath(tensor.location)).open("rb") as stream:
+        stream.seek(tensor.offset or 0)
+        payload: bytes = stream.read(int(tensor.length))
+        return payload
+
+
+def _thread_count() -> int:
+    """As many as this process may use; OMP_NUM_THREADS caps them."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(count, int(wanted))) if wanted.isdigit() else count

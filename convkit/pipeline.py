@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from convkit import graph, resources, samples, verification
-from convkit.artifact import Artifact, TensorSpec
+from convkit import graph, resources, verification
+from convkit.artifact import Artifact
 from convkit.climb import Climb
-from convkit.errors import MissingRequirementError, SamplesError, StepError, UsageError
+from convkit.errors import MissingRequirementError, UsageError
 from convkit.graph import ConverterGraph, Route
 from convkit.listener import Listener, Silence
 from convkit.recipe import Recipe
+from convkit.recording import Recorder
 from convkit.report import Report, StepReport
-from convkit.step import Feeds, Runner
 from convkit.workspace import workspace
-
-SHAPE_SETS = 3
-"""Shapes every result is checked at: batch 1, a larger batch, an odd length."""
-
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,9 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
     converters = converters or graph.discover()
     converters.format(recipe.to)
     options = graph.options_of(converters, recipe.settings)
-    weights, _ = recipe.weights_file()
-    source = graph.detect(recipe.model, weights=weights, opening=recipe.opening(), graph=converters)
+    source = graph.detect(
+        recipe.model, weights=recipe.weights, opening=recipe.opening(), graph=converters
+    )
     route = converters.plan((source.format, source.precision), recipe.to, recipe.precision)
     if not route.steps:
         raise UsageError(
@@ -77,32 +73,32 @@ def run(
     listener.stage("Looking at the model")
     job = plan(recipe, converters)
     _check_needs(job, converters)
-    with workspace(job.destination, force=recipe.force) as place:
+    with ExitStack() as cleanup:
+        place = cleanup.enter_context(workspace(job.destination, force=recipe.force))
         size = job.source.size_bytes()
         resources.check_disk(place.folder, size)
         resources.check_memory(size)
-        listener.stage("Running the source model")
-        with resources.measured() as usage:
-            source, recording = _record_source(job, converters)
-        peak = usage.peak_rss_mib
+        recorder = Recorder(job.source, recipe.samples, converters.format(job.source.format))
+        cleanup.callback(recorder.stop)
         climb = Climb(
             converters=converters,
             place=place,
-            source=source,
-            recording=recording,
+            recorder=recorder,
             options=job.options,
             last=job.route.steps[-1],
             verifies=recipe.verify,
             trust=recipe.trust,
             listener=listener,
         )
-        current, reports = source, list[StepReport]()
+        current, reports, peak = job.source, list[StepReport](), 0.0
         for number, step in enumerate(job.route.steps, 1):
             listener.stage(f"Step {number} of {len(job.route.steps)}: {step.name}")
             current, report = climb.take(step, current, number)
             reports.append(report)
             peak = max(peak, report.peak_rss_mib)
         listener.stage("Writing the result")
+        recording = recorder.recording()
+        peak = max(peak, recorder.peak_rss_mib)
         final = replace(current, path=job.destination)
         current.write_manifest(
             checks=[check.to_json() for check in reports[-1].checks], verified=recipe.verify
@@ -121,52 +117,6 @@ def run(
             size_bytes=final.size_bytes(),
             source_size_bytes=size,
         )
-
-
-def _record_source(
-    job: Plan, converters: ConverterGraph
-) -> tuple[Artifact, verification.Recording]:
-    """Runs the untouched source; returns it with its inputs and outputs resolved."""
-    opener = converters.format(job.source.format).open
-    if opener is None:
-        raise StepError(f"{job.source.format} models cannot be run, so nothing can be verified.")
-    given = samples.read(job.recipe.samples) if job.recipe.samples else []
-    with opener(job.source) as runner:
-        wanted = max(SHAPE_SETS, len(given))
-        recording = verification.record(runner, inputs_for(runner, given), wanted)
-    source = replace(job.source, inputs=recording.inputs, outputs=recording.outputs)
-    gc.collect()
-    return source, recording
-
-
-def inputs_for(runner: Runner, given: list[Feeds]) -> Iterator[Feeds]:
-    """Inputs to compare at: the user's samples as they are, then in other shapes; else seeded ones.
-
-    Without dynamic dimensions there is one shape, and seeds vary instead.
-    """
-    specs = runner.inputs
-    if given:
-        _check_samples(given, specs)
-        shapes = samples.shape_sets(specs) if samples.dynamic_names(specs) else iter(())
-        return chain(given, (samples.resize(given[0], specs, sizes) for sizes in shapes))
-    if samples.dynamic_names(specs):
-        shape_sets = samples.shape_sets(specs)
-        return (runner.example(sizes, _SEED + i) for i, sizes in enumerate(shape_sets))
-    return (runner.example({}, _SEED + i) for i in range(SHAPE_SETS))
-
-
-def _check_samples(given: Iterable[Feeds], specs: tuple[TensorSpec, ...]) -> None:
-    names = {spec.name for spec in specs}
-    for index, feeds in enumerate(given):
-        if names and set(feeds) != names:
-            raise SamplesError(
-                f"Sample {index} does not fit the model's inputs.",
-                why=[
-                    f"the model takes  {', '.join(map(str, specs))}",
-                    f"the sample has   {', '.join(sorted(feeds))}",
-                ],
-                hint="Name the arrays like the inputs.",
-            )
 
 
 def _check_needs(job: Plan, converters: ConverterGraph) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from convkit import graph
 from convkit.artifact import Opening, Precision
 from convkit.errors import UsageError
 
@@ -50,28 +51,9 @@ class Recipe(BaseModel):
     trust: bool = False
     force: bool = False
 
-    def weights_file(self) -> tuple[Path | None, str | None]:
-        """The weights file and the key inside it."""
-        return split_weights(self.weights)
-
     def opening(self) -> Opening:
         """How the model is to be opened, as far as the recipe says."""
-        from convkit import samples
-
-        specs = tuple(samples.parse_spec(text) for text in self.inputs)
-        if self.samples and not specs:
-            specs = samples.specs_of(samples.read(self.samples))
-        return Opening(weights_key=self.weights_file()[1], inputs=specs, trust=self.trust)
-
-
-def split_weights(weights: str | None) -> tuple[Path | None, str | None]:
-    """`FILE` or `FILE:KEY` as (path, key); a colon inside an existing file's name is kept."""
-    if weights is None:
-        return None, None
-    if Path(weights).exists() or ":" not in weights:
-        return Path(weights).expanduser(), None
-    file, _, key = weights.rpartition(":")
-    return Path(file).expanduser(), key
+        return graph.opening_of(self.inputs, self.samples, self.trust)
 
 
 def read(path: Path, settings: Mapping[str, Any] | None = None) -> Recipe:

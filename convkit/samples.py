@@ -20,9 +20,9 @@ from convkit.step import Feeds, Sizes
 
 BATCH_NAMES = ("batch", "batch_size", "n")
 _SPATIAL = ("height", "width", "depth", "h", "w")
-_BATCHES = (1, 3, 2, 4, 8, 12, 16)
-_LENGTHS = (16, 12, 7, 16, 11, 24, 32)
-_SIDES = (64, 96, 67, 128, 160, 224, 256)
+_BATCHES = (1, 3, 2, 4, 8, 12, 16, 1, 3, 2)
+_LENGTHS = (16, 12, 7, 16, 11, 24, 32, 128, 640, 1601)
+_SIDES = (64, 96, 67, 128, 160, 224, 256, 512, 640, 448)
 _DEFAULT_IDS = (0, 100)
 
 
@@ -75,18 +75,26 @@ def is_spatial(name: str) -> bool:
 def shape_sets(specs: Sequence[TensorSpec]) -> Iterator[Sizes]:
     """Sizes to try a model at, most telling first: batch 1, batch 3, an odd length with batch 2.
 
-    More follow for models that refuse some (a network may want its batch in fours); the caller
-    stops when enough were accepted. Without dynamic dimensions there is one empty set.
+    More follow for models that refuse some (a network may want its batch in fours, or long audio);
+    the caller stops when enough were accepted. Without dynamic dimensions there is one empty set.
     """
     names = dynamic_names(specs)
     if not names:
         yield {}
         return
+    batches = batch_names(specs)
     for batch, length, side in zip(_BATCHES, _LENGTHS, _SIDES, strict=True):
         yield {
-            name: batch if is_batch(name) else side if is_spatial(name) else length
+            name: batch if name in batches else side if is_spatial(name) else length
             for name in names
         }
+
+
+def batch_names(specs: Sequence[TensorSpec]) -> set[str]:
+    """Dynamic dimensions that mean the batch: those called so, else those that come first."""
+    called = {name for name in dynamic_names(specs) if is_batch(name)}
+    first = {spec.shape[0] for spec in specs if len(spec.shape) > 1}
+    return called or {name for name in first if isinstance(name, str) and not is_spatial(name)}
 
 
 def dynamic_names(specs: Sequence[TensorSpec]) -> list[str]:

@@ -135,16 +135,20 @@ class Work:
 
     Attributes:
         samples: inputs that the untouched source model was seen to accept; several shapes where
-            dimensions are dynamic. The first has batch 1, the second a batch of at least 2.
+            dimensions are dynamic. The first has batch 1, the second a batch of at least 2. Looking
+            at them waits until the source ran.
         load: loads the framework object behind an artifact (see `Format.load`).
         note: takes one sentence for the report ("dynamic dimension 'height' became 224").
         progress: takes (what, done, total); total None where unknown.
+        recorded: the route's source with inputs and outputs as its run showed them; waits for it.
+            For eager rungs; others get them with their source.
     """
 
     samples: Sequence[Feeds]
     load: Callable[[Artifact], Any]
     note: Callable[[str], None]
     progress: Callable[[str, int, int | None], None]
+    recorded: Callable[[], Artifact] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,15 @@ class Rung:
 
     `run` raises `RungSkipped` where it does not apply. It may write further files beside `out`
     whose names begin with `out.name`; the folder is its own.
+
+    An eager rung begins while the source model still runs, for what it can do without knowing the
+    inputs; its `source` is as headers describe it, and `work.recorded()` waits for the rest.
     """
 
     name: str
     needs: tuple[Package, ...]
     run: Callable[..., None]
+    is_eager: bool = False
 
     @property
     def options(self) -> Mapping[str, inspect.Parameter]:
@@ -246,12 +254,14 @@ class Pass:
 Step = Converter | Pass
 
 
-def rung(name: str, *, needs: Sequence[Package] = ()) -> Callable[[Callable[..., None]], Rung]:
+def rung(
+    name: str, *, needs: Sequence[Package] = (), is_eager: bool = False
+) -> Callable[[Callable[..., None]], Rung]:
     """Makes a function `(source, out, work, *, options...)` one rung of a converter's ladder."""
 
     def record(function: Callable[..., None]) -> Rung:
         _options_of(function)
-        return Rung(name, tuple(needs), function)
+        return Rung(name, tuple(needs), function, is_eager)
 
     return record
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx_micro_graphs import Feeds, MicroGraph
 
 from convkit.artifact import Artifact, Precision
 from convkit.formats.onnx_true_half import open_true_half
 from convkit.passes.onnx_bf16 import onnx_bf16
 from convkit.passes.onnx_fp16 import onnx_fp16
 from convkit.step import Work
+from tests.onnx_micro_graphs import Feeds, MicroGraph
 
 BF16_LOSS = 8
 """bf16 keeps 8 bits where fp16 keeps 11."""
@@ -63,7 +63,9 @@ def worst_error(graph: MicroGraph, path: Path, precision: Precision) -> float:
     with open_true_half(Artifact(path, "onnx", precision)) as runner:
         dtypes = {spec.name: _numpy(spec.dtype) for spec in runner.inputs}
         for feeds in graph.samples:
-            cast = {k: v.astype(dtypes[k]) if v.dtype == np.float32 else v for k, v in feeds.items()}
+            cast = {
+                k: v.astype(dtypes[k]) if v.dtype == np.float32 else v for k, v in feeds.items()
+            }
             outputs = runner(cast)
             for argument, wanted in zip(
                 reference.get_outputs(), reference.run(None, feeds), strict=True

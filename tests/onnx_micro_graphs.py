@@ -190,7 +190,7 @@ def eye_like() -> MicroGraph:
         }"""
     )
     feeds = {"x": _normal(3, 3), "i": np.ones((3, 3), np.int64)}
-    return MicroGraph("eye_like", model, (feeds,))
+    return MicroGraph("eye_like", model, (feeds,), islands=frozenset({"EyeLike"}))
 
 
 @_graph

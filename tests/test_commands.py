@@ -1,7 +1,7 @@
 """Runs the text files in `commands/`: what a user types, sees, and gets as exit code.
 
-A block is `$ convkit ...`, the lines it prints on either stream, and `[exit N]` unless N is 0. A line
-`...` stands for any lines; `...` inside a line for any text. Files are made by lines of
+A block is `$ convkit ...`, the lines it prints on either stream, and `[exit N]` unless N is 0. A
+line `...` stands for any lines; `...` inside a line for any text. Files are made by lines of
 `$ write NAME CONTENT` (Python string escapes), models by `$ make NAME` (see `_MAKERS`).
 """
 

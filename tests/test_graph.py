@@ -180,3 +180,11 @@ def test_every_format_found_can_be_reached_or_left() -> None:
 
     touched = {name for step in found.steps.values() for name in ends(step)}
     assert touched == set(found.formats)
+
+
+def test_weights_may_name_a_key_inside(tmp_path: Path) -> None:
+    assert graphs.split_weights("w.pt:model_state") == (Path("w.pt"), "model_state")
+    assert graphs.split_weights("w.pt") == (Path("w.pt"), None)
+    colon = tmp_path / "a:b"
+    colon.touch()
+    assert graphs.split_weights(str(colon)) == (colon, None)

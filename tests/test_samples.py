@@ -34,6 +34,20 @@ def test_shape_sets_begin_with_batch_one_a_larger_batch_and_an_odd_length() -> N
     assert odd["sequence"] % 2 == 1
 
 
+def test_a_first_dimension_without_a_telling_name_is_the_batch() -> None:
+    sets = list(samples.shape_sets([TensorSpec("x", "float32", ("unk__214", "time"))]))
+    assert [sizes["unk__214"] for sizes in sets[:3]] == [1, 3, 2]
+
+
+def test_a_dimension_called_batch_is_the_only_one_where_there_is_one() -> None:
+    specs = [TensorSpec("h", "float32", ("layers", "batch", 8))]
+    assert samples.batch_names(specs) == {"batch"}
+
+
+def test_models_that_want_long_inputs_are_offered_some() -> None:
+    assert max(sizes["sequence"] for sizes in samples.shape_sets([IDS])) > 1000
+
+
 def test_image_sides_are_larger_than_sequences() -> None:
     assert all(sizes["height"] >= 64 for sizes in samples.shape_sets([IMAGE]))
 

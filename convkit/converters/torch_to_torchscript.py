@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _TOLERANCE = 1e-3
 """Relative to the largest output: kernels may differ between eager and compiled, results not."""
 
 EXTRA_FILE = "convkit.json"
-"""Where the archive keeps the inputs, which TorchScript itself forgets."""
+"""Where the archive keeps the inputs and their ranges, which TorchScript itself forgets."""
 
 
 @rung("trace", needs=(_TORCH,))
@@ -41,7 +41,7 @@ def _trace(source: Artifact, out: Path, work: Work) -> None:
     if decisions:
         raise RungSkipped(f"a trace would fix what the data decide at {decisions[0]}")
     _check(network, traced, work)
-    _save(traced, out, source)
+    _save(traced, out, source, work)
 
 
 @rung("script", needs=(_TORCH,))
@@ -67,7 +67,7 @@ def _script(source: Artifact, out: Path, work: Work) -> None:
             hint="Convert it to onnx or .pt2 instead, which need no compilation.",
         ) from cause
     _check(network, scripted, work)
-    _save(scripted, out, source)
+    _save(scripted, out, source, work)
 
 
 @rung("trace-fixed", needs=(_TORCH,))
@@ -85,7 +85,7 @@ def _trace_fixed(source: Artifact, out: Path, work: Work) -> None:
         raise RungSkipped("a trace was tried already")
     _check(network, traced, work)
     work.note(f"Fixed as it was for the traced sample: what the data decide at {decisions[0]}.")
-    _save(traced, out, source)
+    _save(traced, out, source, work)
 
 
 torch_to_torchscript = ladder(
@@ -193,15 +193,27 @@ def _tensors(network: Any, feeds: Feeds) -> dict[str, Any]:
     return arguments
 
 
-def _save(module: Any, out: Path, source: Artifact) -> None:
+def _save(module: Any, out: Path, source: Artifact, work: Work) -> None:
     import torch
 
     document = {
         "inputs": [spec.to_json() for spec in source.inputs],
         "outputs": [spec.to_json() for spec in source.outputs],
+        "ranges": _ranges(work.samples),
     }
     with quiet_exporters():
         torch.jit.save(module, str(out), _extra_files={EXTRA_FILE: json.dumps(document)})
+
+
+def _ranges(samples: Sequence[Feeds]) -> dict[str, tuple[int, int]]:
+    """Least and greatest value of each whole-number input: ids must stay within their tables."""
+    ranges = {}
+    for name in samples[0]:
+        arrays = [feeds[name] for feeds in samples if feeds[name].dtype.kind in "iu"]
+        values = [array for array in arrays if array.size]
+        if values:
+            ranges[name] = (min(int(a.min()) for a in values), max(int(a.max()) for a in values))
+    return ranges
 
 
 @contextlib.contextmanager

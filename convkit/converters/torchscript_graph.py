@@ -66,14 +66,27 @@ def control_flow(module: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def assigned_attributes(module: Any) -> list[Path]:
-    """Paths of the module's attributes that `forward` assigns."""
+def state_attributes(module: Any) -> list[Path]:
+    """Paths of the attributes that `forward` assigns, or changes in place."""
     graph = module.inlined_graph
     root = next(graph.inputs()).debugName()
-    paths = [
-        attribute_path(node, root) for node in nodes_of(graph) if node.kind() == "prim::SetAttr"
-    ]
+    paths = [attribute_path(node, root) for node in nodes_of(graph) if touches_state(node)]
     return list(dict.fromkeys(path for path in paths if path is not None))
+
+
+def touches_state(node: Any) -> bool:
+    """Whether a node assigns an attribute, or reads a tensor that is then changed in place."""
+    if node.kind() == "prim::SetAttr":
+        return True
+    return node.kind() == "prim::GetAttr" and is_changed(node.output())
+
+
+def is_changed(value: Any) -> bool:
+    """Whether an operator changes a value in place (its name ends with an underscore)."""
+    return any(
+        use.user.kind().endswith("_") and next(use.user.inputs()).debugName() == value.debugName()
+        for use in value.uses()
+    )
 
 
 def attribute_path(node: Any, root: str) -> Path | None:
@@ -97,7 +110,7 @@ def nodes_of(block: Any) -> Iterator[Any]:
 
 
 class _StateRemoval:
-    """Turns attributes that `forward` assigns into values that flow through the graph.
+    """Turns attributes that `forward` assigns or changes into values that flow through the graph.
 
     A branch that assigns gets an output more per attribute, a loop a carried value more: the usual
     construction of static single assignment form, on structured control flow.
@@ -113,8 +126,9 @@ class _StateRemoval:
     def run(self) -> list[str]:
         """Rewrites the graph; gives the attributes' dotted names."""
         for node in nodes_of(self._graph):
-            if node.kind() == "prim::SetAttr":
-                self._types.setdefault(self._path(node), list(node.inputs())[1].type())
+            if touches_state(node):
+                held = node.output() if node.outputsSize() else list(node.inputs())[1]
+                self._types.setdefault(self._path(node), held.type())
         for node in nodes_of(self._graph):  # the declared type is wider than that of one assignment
             if node.kind() == "prim::GetAttr" and self._path(node) in self._types:
                 self._types[self._path(node)] = node.output().type()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convkit.converters.torchscript_graph import Path, attribute_path
+from convkit.converters.torchscript_graph import Path, attribute_path, is_changed
 from convkit.converters.torchscript_operators import UnknownOperatorError, call_operator
 from convkit.errors import UnsupportedError
 
@@ -214,7 +214,7 @@ class _Frame:
         path = (*owner.path, name)
         if path not in self._assigned:
             value = self._program.attribute(self._owner, path)
-            if hasattr(value, "dim") and _is_changed(node.output()):
+            if hasattr(value, "dim") and is_changed(node.output()):
                 value = value.clone()  # a buffer changed in place would keep the change
             path = (*owner.path, node.s("name"))
             self._assigned[path] = value
@@ -259,14 +259,6 @@ class _Frame:
         if hasattr(condition, "dim"):
             raise _undecided(node, "a branch that depends on the values of a tensor")
         return bool(condition)
-
-
-def _is_changed(value: Any) -> bool:
-    """Whether an operator changes a value in place (its name ends with an underscore)."""
-    return any(
-        use.user.kind().endswith("_") and next(use.user.inputs()).debugName() == value.debugName()
-        for use in value.uses()
-    )
 
 
 def _undecided(node: Any, what: str) -> UnsupportedError:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from convkit.converters.torchscript_call import Call, quiet_exporters, to_torch
-from convkit.converters.torchscript_graph import assigned_attributes, control_flow
+from convkit.converters.torchscript_graph import control_flow, state_attributes
 from convkit.errors import UnsupportedError
 
 
@@ -41,7 +41,7 @@ def exported_program(call: Call, note: Callable[[str], None]) -> Any:
         for name in call.number_names:
             value = call.example[name].item()
             note(f"Input '{name}' must be {value} from now on: an exported program fixes numbers.")
-        state = [".".join(path) for path in assigned_attributes(call.module)]
+        state = [".".join(path) for path in state_attributes(call.module)]
         note_rewrite(state, 0, note)
         return program
     raise unsupported(failures[0], call) from failures[0]
@@ -67,7 +67,9 @@ def note_rewrite(state: list[str], refusals: int, note: Callable[[str], None]) -
             "every call starts from the reset state."
         )
     if refusals:
-        note(f"{refusals} checks by which the source refuses bad inputs are not in the result.")
+        checks = "1 check" if refusals == 1 else f"{refusals} checks"
+        verb = "is" if refusals == 1 else "are"
+        note(f"{checks} by which the source refuses bad inputs {verb} not in the result.")
 
 
 def unsupported(cause: Exception, call: Call) -> UnsupportedError:

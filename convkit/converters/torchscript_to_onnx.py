@@ -15,7 +15,7 @@ from pathlib import Path
 
 from convkit.artifact import Artifact
 from convkit.converters.torchscript_call import Call, call_of, private_copy, quiet_exporters
-from convkit.converters.torchscript_graph import control_flow, make_functional
+from convkit.converters.torchscript_graph import control_flow, make_functional, state_attributes
 from convkit.converters.torchscript_onnx_finish import finish
 from convkit.converters.torchscript_program import exported_program, note_rewrite
 from convkit.errors import RungSkipped, UnsupportedError
@@ -111,7 +111,7 @@ def _script_export(call: Call, out: Path, work: Work, opset: int) -> None:
         raise RungSkipped(f"it writes opset 9 to 20, not {opset}")
     with _scratch(out) as path:
         first: Exception | None = None
-        if "prim::SetAttr" not in control_flow(call.module):
+        if not state_attributes(call.module):
             try:
                 _run_script_exporter(call, path, opset)
                 return finish(path, out, call, work)

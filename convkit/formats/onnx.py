@@ -65,6 +65,7 @@ def _describe(path: Path, opening: Opening) -> Description:
         parameter_count=sum(weights.values()),
         operators=operators,
         details=_details(header, data_files, weights),
+        data_files=tuple(path.parent / location for location in data_files),
     )
 
 

@@ -11,7 +11,6 @@ ONNX Runtime removes ("RemoveDuplicateCastTransformer" in insert_cast_transforme
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import Artifact, TensorSpec
 from convkit.errors import StepError, UnsupportedError
 from convkit.formats.onnx_header import read_header
-from convkit.formats.onnx_session import check_feeds, import_runtime, usable_cpu_count
+from convkit.formats.onnx_session import check_feeds, import_runtime
 from convkit.formats.onnx_types import ELEMENT_NAMES
-from convkit.onnx_structure import array_of
+from convkit.onnx_structure import plain_session
 from convkit.onnx_typing import graphs_of, load_typed
 from convkit.step import Feeds, Outputs, Runner, Sizes
 
@@ -50,8 +49,6 @@ _ROUNDING = frozenset({"Cast", "CastLike", "ConstantOfShape", "OneHot"})
 """Of those, the ones whose inputs may be anything."""
 
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type")
-_MAPPED_BYTES = 1 << 20
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
 def open_true_half(artifact: Artifact) -> Runner:
@@ -238,21 +235,13 @@ def _open(model: ir.Model, path: Path) -> Any:
     """A session on the rewritten graph that maps larger weights where they lie."""
     import onnx_ir as ir
 
-    runtime = import_runtime()
+    import_runtime()
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     for graph in _graph_protos(proto.graph):
         del graph.value_info[:]
-    _hold_small(proto, path.parent)
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = usable_cpu_count()
-    options.add_session_config_entry(_FOLDER_KEY, str(path.parent.resolve()))
     try:
-        return runtime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return plain_session(proto, path.parent)
     except Exception as cause:  # the runtime's exceptions share no base class of their own
         raise UnsupportedError(
             f"{path.name} cannot be evaluated with true half rounding.",
@@ -266,20 +255,3 @@ def _graph_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             if attribute.HasField("g"):
                 yield attribute.g
                 yield from _graph_protos(attribute.g)
-
-
-def _hold_small(proto: onnx.ModelProto, folder: Path) -> None:
-    """Takes smaller weights into the model: in a protobuf they lie at odd addresses."""
-    import onnx_ir as ir
-
-    for tensor in proto.graph.initializer:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        if not entries or int(entries.get("length", _MAPPED_BYTES)) >= _MAPPED_BYTES:
-            continue
-        source = ir.from_proto(tensor)
-        array = array_of(source, folder)
-        if source.dtype.bitwidth < 8 or math.prod(source.shape.numpy()) != array.size:
-            continue
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        tensor.raw_data = array.tobytes()

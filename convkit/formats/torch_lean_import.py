@@ -10,6 +10,7 @@ it is.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,5 +128,4 @@ def _not_available(*_: Any, **__: Any) -> bool:
 
 
 def _is_our_process() -> bool:
-    main = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return "convkit.cli" in sys.modules or getattr(main, "name", "") == "convkit.cli"
+    return "CONVKIT_PROCESS" in os.environ

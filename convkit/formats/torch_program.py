@@ -159,14 +159,19 @@ def _read(path: Path, trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _dimension_names(values: Mapping[str, Any], users: list[str]) -> dict[str, str]:
-    """Symbol -> name: `batch` for the first axis of the first dynamic input, else the symbol."""
+    """Symbol -> name: `batch` for a first axis, `height` and `width` of images, else the symbol.
+
+    The file keeps no names of its own.
+    """
     names: dict[str, str] = {}
     for user in users:
-        for axis, size in enumerate(values[user]["sizes"]):
+        sizes = values[user]["sizes"]
+        usual = ("batch", None, "height", "width") if len(sizes) == 4 else ("batch",)
+        for axis, size in enumerate(sizes):
             symbol = _symbol(size)
+            name = usual[axis] if axis < len(usual) else None
             if symbol and symbol not in names:
-                is_batch = axis == 0 and "batch" not in names.values()
-                names[symbol] = "batch" if is_batch else symbol
+                names[symbol] = name if name and name not in names.values() else symbol
     return names
 
 

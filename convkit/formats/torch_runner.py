@@ -81,6 +81,13 @@ class TorchRunner(Runner):
             parameter = self._signature.get(spec.name)
             annotation = parameter.annotation if parameter is not None else None
             values[spec.name] = _to_argument(feeds[spec.name], annotation)
+        tree = getattr(self._network, "_in_spec", None)
+        if tree is not None and tree.num_leaves == len(values):
+            # An exported program takes arguments exactly as it was exported with.
+            from torch.utils import _pytree
+
+            positional, named = _pytree.tree_unflatten(list(values.values()), tree)
+            return list(positional), dict(named)
         if all(name in self._signature for name in values):
             return [], values
         return list(values.values()), {}

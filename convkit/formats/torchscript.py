@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convkit.artifact import Artifact, Description, Opening, Precision, TensorSpec
+from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.errors import ModelError
 from convkit.formats.torchscript_archive import (
     OWN_SUFFIXES,
@@ -21,8 +21,6 @@ from convkit.formats.torchscript_archive import (
     looks_like_torchscript,
 )
 from convkit.step import Format, Package, Runner
-
-_SCALAR_DTYPES = {"int": "int64", "float": "float64", "bool": "bool"}
 
 
 def describe(path: Path, opening: Opening) -> Description:
@@ -91,9 +89,10 @@ def quiet_jit() -> Iterator[None]:
 def _open(artifact: Artifact) -> Runner:
     from convkit.formats.torchscript_runner import TorchScriptRunner
 
-    given = artifact.opening.inputs or artifact.inputs
-    specs: tuple[TensorSpec, ...] = tuple(given) or TorchScriptArchive(artifact.path).saved_inputs
-    return TorchScriptRunner(load(artifact), specs, artifact.path)
+    module = load(artifact)
+    archive = TorchScriptArchive(artifact.path)
+    specs = artifact.opening.inputs or artifact.inputs or archive.saved_inputs
+    return TorchScriptRunner(module, specs, artifact.path, archive.saved_ranges)
 
 
 def _checked(path: Path, opening: Opening) -> TorchScriptArchive:

@@ -144,6 +144,16 @@ class TorchScriptArchive:
         """Output specs, where convkit wrote the archive; else empty."""
         return self._saved("outputs")
 
+    @cached_property
+    def saved_ranges(self) -> Mapping[str, tuple[float, float]]:
+        """Input name -> least and greatest value it makes sense of, where convkit knew."""
+        try:
+            document = json.loads(self.text(f"extra/{EXTRA_FILE}") or "{}")
+            ranges = document.get("ranges", {}).items()
+            return {str(name): (float(low), float(high)) for name, (low, high) in ranges}
+        except (ValueError, TypeError, AttributeError):
+            return {}
+
     def check_safe(self) -> None:
         """Refuses code that reads or writes files when it runs.
 

@@ -32,6 +32,7 @@ class TorchScriptRunner(Runner):
         module: loaded, in evaluation mode.
         specs: of the inputs; empty if nobody said, then the graph's own annotations must do.
         path: named in errors.
+        ranges: input name -> least and greatest value, where known.
 
     Raises:
         InputsUnknownError: shapes or dtypes of tensor arguments are nowhere to be found.
@@ -39,14 +40,22 @@ class TorchScriptRunner(Runner):
         UnsupportedError: `forward` takes something other than tensors and numbers.
     """
 
-    def __init__(self, module: Any, specs: Sequence[TensorSpec], path: Path) -> None:
+    def __init__(
+        self,
+        module: Any,
+        specs: Sequence[TensorSpec],
+        path: Path,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
         self._module = module
+        self._ranges = dict(ranges or {})
         self._path = path
         self._arguments = _arguments(module)
         self.inputs = self._complete(tuple(specs))
         self.outputs: tuple[TensorSpec, ...] = ()
         self._state = _State(module)
-        self._scalars: dict[str, int] | None = None
+        self._numbers: dict[str, int] = {}
+        self._is_proven = False
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name. Raises SamplesError if an input is missing."""
@@ -73,41 +82,42 @@ class TorchScriptRunner(Runner):
         return outputs
 
     def example(self, sizes: Sizes, seed: int) -> Feeds:
-        """Seeded inputs; a whole-number argument takes a value that the code itself compares with.
+        """Seeded inputs that the module accepts, as far as a few attempts find some.
 
-        A sample rate, a mode or a task id is refused by most models unless it is one of a few:
-        those values stand in the code as constants, so they are tried first.
+        A sample rate, a mode or a task id is refused by most modules unless it is one of a few:
+        those values stand in the code as constants, so number arguments try these first. Whole
+        numbers in tensors that are too large for a table are drawn again as 0 and 1.
         """
         from convkit import samples
 
-        feeds = dict(samples.draw(self.inputs, sizes, seed))
-        choices = [name for name, (kind, _) in self._arguments.items() if kind == "int"]
-        names = [name for name in choices if name in feeds]
-        if names:
-            feeds |= self._accepted(feeds, names)
-        return feeds
+        first = {**samples.draw(self.inputs, sizes, seed, self._ranges), **_arrays(self._numbers)}
+        if self._is_proven or all(spec.dtype.startswith("float") for spec in self.inputs):
+            return first
+        for ranges, numbers in self._attempts():
+            feeds = {**samples.draw(self.inputs, sizes, seed, ranges), **_arrays(numbers)}
+            try:
+                self(feeds)
+            except Exception:
+                continue
+            self._ranges, self._numbers, self._is_proven = dict(ranges), dict(numbers), True
+            return feeds
+        return first
 
     def close(self) -> None:
         """Lets the module go."""
         self._module = None
 
-    def _accepted(self, feeds: Feeds, names: Sequence[str]) -> Feeds:
-        """The first whole number from the code that the module accepts, for all of `names`."""
-        import numpy as np
-
-        known = [] if self._scalars is None else [self._scalars]
-        found = (
-            dict.fromkeys(names, value) for value in compared_integers(self._module.inlined_graph)
-        )
-        for candidate in (*known, *list(found)[:_CANDIDATE_LIMIT]):
-            arrays = {name: np.asarray(value, np.int64) for name, value in candidate.items()}
-            try:
-                self({**feeds, **arrays})
-            except Exception:
-                continue
-            self._scalars = candidate
-            return arrays
-        return {}
+    def _attempts(self) -> Iterator[tuple[Mapping[str, tuple[float, float]], Mapping[str, int]]]:
+        """Ranges for tensors and values for number arguments, what worked before first."""
+        kinds = {spec.name: self._arguments[spec.name][0] for spec in self.inputs}
+        numbers = [name for name, kind in kinds.items() if kind == "int"]
+        yield self._ranges, self._numbers
+        if numbers:
+            for value in compared_integers(self._module.inlined_graph)[:_CANDIDATE_LIMIT]:
+                yield self._ranges, dict.fromkeys(numbers, value)
+        whole = [s.name for s in self.inputs if s.shape and s.dtype.startswith("int")]
+        for names in (*([name] for name in whole), whole):
+            yield self._ranges | dict.fromkeys(names, (0.0, 1.0)), self._numbers
 
     def _argument(self, name: str, array: np.ndarray[Any, Any]) -> Any:
         if name not in self._arguments:
@@ -283,6 +293,12 @@ def _arguments(module: Any) -> dict[str, tuple[str, bool]]:
             )
         arguments[argument.name] = (inner, must)
     return arguments
+
+
+def _arrays(numbers: Mapping[str, int]) -> Feeds:
+    import numpy as np
+
+    return {name: np.asarray(value, np.int64) for name, value in numbers.items()}
 
 
 def _to_torch(array: np.ndarray[Any, Any]) -> Any:

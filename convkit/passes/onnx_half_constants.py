@@ -36,8 +36,8 @@ class Half:
         onnx_dtype: TensorProto.DataType.
         largest: largest finite number.
         reach: largest magnitude of a constant that becomes `largest`: fp16 rounds 65519 to 65504;
-            in bf16 the largest fp32 number, favourite of mask writers, is one unit in the last place
-            above bf16's largest and takes it, an error of the size that any rounding has.
+            in bf16 the largest fp32 number, a usual mask, is one unit in the last place above
+            bf16's largest and takes it, an error of the size that any rounding has.
         spacing: distance between subnormal numbers.
         exact_integer: every integer up to here is a number of this type.
 
@@ -59,7 +59,7 @@ class Half:
         return ir.DataType(self.onnx_dtype)
 
     def rounded(self, array: Array) -> Array:
-        """`array` in this precision, to nearest even; finite numbers beyond the largest become it."""
+        """`array` in this precision, to nearest even; finite numbers beyond the largest take it."""
         import numpy as np
 
         if array.size and max(-array.min(), array.max()) > self.largest:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convkit.errors import ModelError, UsageError
+from convkit.onnx_typing import load_typed, nodes_of, opset_of
 from convkit.passes.onnx_half_constants import BF16, Constant, Half, examine
-from convkit.passes.onnx_half_writing import write_model
 from convkit.passes.onnx_half_islands import Plan, plan_islands
 from convkit.passes.onnx_half_lowering import lower
 from convkit.passes.onnx_half_ranges import Ranges, measure
-from convkit.onnx_typing import load_typed, nodes_of, opset_of
-from convkit.passes.onnx_half_types import check_opset, is_float, slots_of
+from convkit.passes.onnx_half_types import OLDEST_OPSET, check_opset, is_float, slots_of
+from convkit.passes.onnx_half_writing import write_model
 from convkit.step import Work
 
 if TYPE_CHECKING:
@@ -69,20 +69,28 @@ def _loaded(path: Path, half: Half, work: Work) -> ir.Model:
     """The typed model, at an opset that knows bf16 where that frees nodes from fp32."""
     model = load_typed(path)
     opset = opset_of(model, "")
-    if half is BF16 and opset < _BF16_OPSET and _bound_nodes(model, _BF16_OPSET, half):
+    if half is BF16 and opset < _BF16_OPSET and _gains(model, _BF16_OPSET, half):
         try:
-            model = load_typed(path, _BF16_OPSET)
+            raised = load_typed(path, _BF16_OPSET)
+            if _signature(raised) != _signature(model):
+                raise ModelError("raised", why="the raised model has other inputs or outputs")
+            model = raised
             work.note(f"Opset {opset} became {_BF16_OPSET}, the first with bf16 convolutions.")
         except ModelError as cause:
             work.note(f"Opset {opset} stays, nodes it has no bf16 for too: {'; '.join(cause.why)}")
-    check_opset(model, half.dtype)
+    check_opset(model, half.name)
     return model
 
 
-def _bound_nodes(model: ir.Model, opset: int, half: Half) -> bool:
+def _signature(model: ir.Model) -> list[str]:
+    values = [*model.graph.inputs, *model.graph.outputs]
+    return [f"{value.name}: {value.dtype} {value.shape}" for value in values]
+
+
+def _gains(model: ir.Model, opset: int, half: Half) -> bool:
     """Whether a node could be half at `opset` and not at the model's own."""
     own = opset_of(model, "")
-    return any(
+    return own < OLDEST_OPSET[half.name] or any(
         slots_of(node, opset, half.dtype).is_possible
         and not slots_of(node, own, half.dtype).is_possible
         for node in nodes_of(model.graph)
@@ -121,6 +129,5 @@ def _report(plan: Plan, constants: Mapping[ir.Value, Constant], work: Work) -> N
         if constants[value].low < -plan.half.largest / 2 and constants[value].low != float("-inf")
     ]
     if changed:
-        work.note(
-            f"Masking constants became -30000, softmax gives the same: {', '.join(sorted(changed))}."
-        )
+        listed = ", ".join(sorted(changed))
+        work.note(f"Masking constants became -30000, softmax gives the same: {listed}.")

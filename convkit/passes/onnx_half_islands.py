@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from convkit.onnx_typing import bodies_of, nodes_of, opset_of
 from convkit.passes.onnx_half_constants import Constant, Half, tensor_of
 from convkit.passes.onnx_half_groups import Group, groups_of
 from convkit.passes.onnx_half_masks import MASK, Masks, find_masks
 from convkit.passes.onnx_half_origins import ANGLE_OPERATORS, Origins, trace
 from convkit.passes.onnx_half_ranges import Range, Ranges
-from convkit.onnx_typing import bodies_of, nodes_of, opset_of
 from convkit.passes.onnx_half_types import (
     CARRIERS,
+    GENERATORS,
     Slots,
     is_control_flow,
     is_float,
@@ -51,7 +52,7 @@ _CHEAP = frozenset((
 """Operators an island may swallow: their fp32 cost is small beside two casts."""
 
 _EXPONENTIAL = frozenset({"Exp", "Softmax", "LogSoftmax", "ReduceLogSumExp"})
-"""Operators that exponentiate: beyond 512 (fp16) or 64 (bf16) their argument is off by up to 1/4."""
+"""Operators that exponentiate; beyond 512 (fp16), 64 (bf16) their argument is off by up to 1/4."""
 
 _ANGLE_LIMIT = 8.0
 """Beyond 8 rad an fp16 angle is off by up to 2^-8, a bf16 one by 2^-5."""
@@ -143,7 +144,7 @@ def plan_islands(
     plan.masks = find_masks(constants, ranges, origins.whole)
     if half.largest > -MASK * 1e3:  # bf16 holds every mask as it is
         plan.masks.constants.clear()
-    judge = _Judge(plan, model, constants, ranges, origins, half.reach / headroom, set(keep))
+    judge = _Judge(plan, model, constants, ranges, origins, half.largest / headroom, set(keep))
     judge.flag_values()
     judge.flag_small_constants()
     judge.choose_nodes()
@@ -290,6 +291,8 @@ class _Judge:
                 plan.half_nodes.add(node)
 
     def _why_fp32(self, node: ir.Node, slots: Slots) -> str:
+        if node.op_type in GENERATORS and any(map(is_float, node.outputs)):
+            return f"{node.op_type} has no {self._plan.half.name} in ONNX Runtime"
         if not slots.is_possible:
             return f"{node.op_type} has no {self._plan.half.name}"
         if self._keep & {node.name or "", node.op_type}:
@@ -329,10 +332,8 @@ class _Judge:
         made = self._ranges.get(result.name or "")
         if read is None or made is None:
             return ""
-        if node.op_type in _SQUARING:
-            inside = read.absmax**2
-        else:
-            inside = _sum_behind(read, made)
+        squares = node.op_type in _SQUARING
+        inside = read.absmax**2 if squares else _sum_behind(read, made)
         return f"|x| up to {inside:.4g} inside" if inside > self._limit else ""
 
 

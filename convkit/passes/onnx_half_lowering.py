@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convkit.passes.onnx_half_constants import Half, tensor_of
 from convkit.onnx_structure import array_of
+from convkit.onnx_typing import graphs_of, nodes_of
+from convkit.passes.onnx_half_constants import Half, tensor_of
 from convkit.passes.onnx_half_islands import Plan
 from convkit.passes.onnx_half_masks import mask_replaced
-from convkit.onnx_typing import graphs_of, nodes_of
 from convkit.passes.onnx_half_types import DTYPE_ATTRIBUTES, GENERATORS, is_float
 
 if TYPE_CHECKING:

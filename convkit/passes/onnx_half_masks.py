@@ -69,10 +69,10 @@ def find_masks(
     for group in (candidates, *([value] for value in candidates)):
         if not group or group[0] in masks.constants:
             continue
-        touched = _reached(group)
-        if all(_may_pass(v, touched, ranges, whole, constants) for v in touched):
+        proof = _Proof(_reached(group), ranges, whole, constants)
+        if proof.holds():
             masks.constants |= set(group)
-            masks.touched |= touched
+            masks.touched |= proof.touched
     return masks
 
 
@@ -98,40 +98,43 @@ def _reached(start: list[ir.Value]) -> set[ir.Value]:
     return seen
 
 
-def _may_pass(
-    value: ir.Value,
-    touched: set[ir.Value],
-    ranges: Ranges,
-    whole: set[ir.Value],
-    constants: Mapping[ir.Value, Constant],
-) -> bool:
-    """Whether each use of a value that holds masks keeps them masks."""
+@dataclass(frozen=True)
+class _Proof:
+    """Whether masks stay masks on all their ways; `touched` is every value they reach."""
 
-    def is_score_or_mask(other: ir.Value | None) -> bool:
-        if other is None or other in touched:
-            return other is not None
-        facts = constants.get(other)
+    touched: set[ir.Value]
+    ranges: Ranges
+    whole: set[ir.Value]
+    constants: Mapping[ir.Value, Constant]
+
+    def holds(self) -> bool:
+        if len(self.touched) > _MAX_VALUES:
+            return False
+        return all(
+            not value.is_graph_output() and all(self._passes(*use) for use in value.uses())
+            for value in self.touched
+        )
+
+    def _passes(self, node: ir.Node, index: int) -> bool:
+        if node.op_type == "Where":
+            return index > 0 and self._is_score_or_mask(node.inputs[3 - index])
+        if node.op_type == "Add":
+            return self._is_score_or_mask(node.inputs[1 - index])
+        if node.op_type == "Mul":
+            return self._switches(node.inputs[1 - index])
+        moves = node.op_type in _MOVING and (index == 0 or node.op_type == "Concat")
+        return moves or node.op_type == "Softmax"
+
+    def _is_score_or_mask(self, value: ir.Value | None) -> bool:
+        if value is None or value in self.touched:
+            return value is not None
+        facts = self.constants.get(value)
         if facts is not None:
-            return -_SCORE_LIMIT <= facts.low and facts.high <= _SCORE_LIMIT
-        found = ranges.get(other.name or "")
+            return facts.low >= -_SCORE_LIMIT and facts.high <= _SCORE_LIMIT
+        found = self.ranges.get(value.name or "")
         return found is not None and found.absmax <= _SCORE_LIMIT
 
-    def switches(other: ir.Value | None) -> bool:
-        found = ranges.get(other.name or "") if other is not None else None
-        return other in whole and found is not None and 0 <= found.low and found.high <= 1
-
-    if value.is_graph_output() or len(touched) > _MAX_VALUES:
-        return False
-    for node, index in value.uses():
-        if node.op_type == "Where":
-            passes = index > 0 and is_score_or_mask(node.inputs[3 - index])
-        elif node.op_type == "Add":
-            passes = is_score_or_mask(node.inputs[1 - index])
-        elif node.op_type == "Mul":
-            passes = switches(node.inputs[1 - index])
-        else:
-            moves = node.op_type in _MOVING and (index == 0 or node.op_type == "Concat")
-            passes = moves or node.op_type == "Softmax"
-        if not passes:
-            return False
-    return True
+    def _switches(self, value: ir.Value | None) -> bool:
+        """A whole number that was 0 or 1 on the samples."""
+        found = self.ranges.get(value.name or "") if value is not None else None
+        return value in self.whole and found is not None and found.low >= 0 and found.high <= 1

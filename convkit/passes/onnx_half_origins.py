@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convkit.passes.onnx_half_constants import tensor_of
 from convkit.onnx_typing import bodies_of, nodes_of
+from convkit.passes.onnx_half_constants import tensor_of
 from convkit.passes.onnx_half_types import CARRIERS, is_float
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def trace(graph: ir.Graph) -> Origins:
             origins.sizes.update(node.outputs)
         floats = [v for v in inputs if is_float(v)]
         starts = node.op_type == "Cast" and bool(inputs) and not floats and _from_integer(node)
-        if starts or _continues(node, floats, origins.whole, _WHOLE_KEEPING):
-            if starts or _constants_are_whole(node):
-                origins.whole.update(filter(is_float, node.outputs))
+        keeps_whole = _continues(node, floats, origins.whole, _WHOLE_KEEPING)
+        if starts or (keeps_whole and _constants_are_whole(node)):
+            origins.whole.update(filter(is_float, node.outputs))
         if starts or _continues(node, floats, origins.positions, _POSITION_KEEPING):
             origins.positions.update(filter(is_float, node.outputs))
     return origins

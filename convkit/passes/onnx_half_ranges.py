@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from convkit.onnx_structure import array_of
+from convkit.onnx_structure import plain_session
 from convkit.onnx_typing import nodes_of
 from convkit.passes.onnx_half_types import is_float
 from convkit.step import Feeds
@@ -28,11 +28,6 @@ _SAMPLE_LIMIT = 32
 
 _FETCH_LIMIT_BYTES = 256 << 20
 """Memory for values that hold infinities, which are looked at outside the session."""
-
-_MAPPED_BYTES = 1 << 20
-"""Weights from here up are mapped from the source file by ONNX Runtime; smaller ones are handed
-over, because in a protobuf they lie at odd addresses that elementwise kernels might mind. Matrix
-and convolution kernels pack or load unaligned."""
 
 _MARK = "convkit_range"
 
@@ -83,13 +78,19 @@ def measure(
     wanted |= {value.name for value in model.graph.inputs if is_float(value)}
     if not wanted:
         return {}
-    proto = ir.to_proto(model)
-    names = {value.name for value in proto.graph.input}
-    weights = _Weights(folder, _small_weights(model, folder))
+    names = {value.name or "" for value in model.graph.inputs}
     batch = [{k: v for k, v in feeds.items() if k in names} for feeds in samples[:_SAMPLE_LIMIT]]
-    probes = _Probes({name for name in wanted if name}, _sized(model))
-    probes.add_to(proto.graph, [value.name for value in proto.graph.input])
-    found, unbounded = _run(proto, probes, batch, weights, progress)
+
+    def attempt(allows_empty: bool) -> tuple[dict[str, Range], set[str]]:
+        proto = ir.to_proto(model)
+        probes = _Probes({name for name in wanted if name}, _sized(model), allows_empty)
+        probes.add_to(proto.graph, [value.name for value in proto.graph.input])
+        return _run(proto, probes, batch, folder, progress)
+
+    try:
+        found, unbounded = attempt(False)
+    except Exception:  # a value without elements has no extremes; with a 0 joined it has
+        found, unbounded = attempt(True)
     if unbounded:
         plain = ir.to_proto(model)
         own = {output for node in plain.graph.node for output in node.output}
@@ -98,7 +99,7 @@ def measure(
                 found[name] = Range(0.0, 0.0)
             else:  # inside a body, where it cannot be looked at: taken for too large
                 found[name] = Range(-math.inf, math.inf)
-        found.update(_finite_ranges(plain, unbounded & (own | names), batch, weights))
+        found.update(_finite_ranges(plain, unbounded & (own | names), batch, folder))
     return found
 
 
@@ -110,63 +111,14 @@ def _sized(model: ir.Model) -> set[str]:
     return {value.name for value in values if value is not None and value.name}
 
 
-def _small_weights(model: ir.Model, folder: Path) -> dict[str, Any]:
-    import onnx_ir as ir
-
-    return {
-        name: array_of(value.const_value, folder)
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor)
-        and value.const_value.nbytes < _MAPPED_BYTES
-    }
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The folder of the model, and the weights that are not mapped from there."""
-
-    folder: Path
-    small: Mapping[str, Any]
-
-
-def _session(proto: onnx.ModelProto, weights: _Weights) -> Any:
-    """A session that maps the weights where they lie; nothing is fused, folded or packed."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(weights.folder.resolve())
-    )
-    values = [_ort_value(array, proto, name) for name, array in weights.small.items()]
-    options.add_external_initializers(list(weights.small), values)
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _ort_value(array: Any, proto: onnx.ModelProto, name: str) -> Any:
-    import onnxruntime as ort
-
-    if array.dtype.kind != "V" and array.dtype.name != "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy(array)
-    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-        array.view(f"u{array.itemsize}"), kinds[name]
-    )
-
-
 def _run(
     proto: onnx.ModelProto,
     probes: _Probes,
     batch: Sequence[Feeds],
-    weights: _Weights,
+    folder: Path,
     progress: Callable[..., None],
 ) -> tuple[dict[str, Range], set[str]]:
-    session = _session(proto, weights)
+    session = plain_session(proto, folder)
     found: dict[str, Range] = {}
     unbounded: set[str] = set()
     for index, feeds in enumerate(batch):
@@ -186,7 +138,7 @@ def _finite_ranges(
     proto: onnx.ModelProto,
     names: Iterable[str],
     batch: Sequence[Feeds],
-    weights: _Weights,
+    folder: Path,
 ) -> dict[str, Range]:
     """Ranges over the finite elements only; values are fetched few at a time."""
     import numpy as np
@@ -201,7 +153,7 @@ def _finite_ranges(
         probe.CopyFrom(proto)
         del probe.graph.output[:]
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in now)
-        session = _session(probe, weights)
+        session = plain_session(probe, folder)
         largest = 1
         for feeds in batch:
             for name, array in zip(now, session.run(now, dict(feeds)), strict=True):
@@ -223,9 +175,10 @@ class _Probes:
         sizes: value name -> name of its element count.
     """
 
-    def __init__(self, wanted: set[str], sized: set[str]) -> None:
+    def __init__(self, wanted: set[str], sized: set[str], allows_empty: bool) -> None:
         self._wanted = wanted
         self._sized = sized
+        self._allows_empty = allows_empty
         self._count = 0
         self.outputs: list[str] = []
         self.scalars: dict[str, tuple[str, str]] = {}
@@ -265,26 +218,36 @@ class _Probes:
         return found
 
     def _probe(self, graph: onnx.GraphProto, name: str) -> tuple[str, str]:
+        extreme = self._joined_extreme if self._allows_empty else self._extreme
         low, high = self._name("low"), self._name("high")
-        graph.node.extend([*self._extreme("Min", name, low), *self._extreme("Max", name, high)])
+        graph.node.extend([*extreme("Min", name, low), *extreme("Max", name, high)])
         return low, high
 
     def _extreme(self, which: str, source: str, scalar: str) -> list[onnx.NodeProto]:
-        """The extreme element as float32, 0 included, so that empty tensors have one too."""
+        """The extreme element as float32."""
         import onnx
 
         make = onnx.helper.make_node
-        zero, flat, joined, all_, raw = (
-            self._name(n) for n in ("zero", "flat", "all", "to", "raw")
-        )
+        own = self._name("own")
+        return [
+            make(f"Reduce{which}", [source], [own], keepdims=0),
+            make("Cast", [own], [scalar], to=onnx.TensorProto.FLOAT),
+        ]
+
+    def _joined_extreme(self, which: str, source: str, scalar: str) -> list[onnx.NodeProto]:
+        """The same with a 0 joined, so that empty tensors have one too; slower by a copy."""
+        import onnx
+
+        make = onnx.helper.make_node
+        zero, flat, joined, all_, wide = (self._name("part") for _ in range(5))
         minus = onnx.helper.make_tensor(all_, onnx.TensorProto.INT64, [1], [-1])
         none = onnx.helper.make_tensor(zero, onnx.TensorProto.FLOAT, [1], [0.0])
         return [
             make("Constant", [], [all_], value=minus),
             make("Constant", [], [zero], value=none),
             make("Reshape", [source, all_], [flat]),
-            make("Cast", [flat], [raw], to=onnx.TensorProto.FLOAT),
-            make("Concat", [raw, zero], [joined], axis=0),
+            make("Cast", [flat], [wide], to=onnx.TensorProto.FLOAT),
+            make("Concat", [wide, zero], [joined], axis=0),
             make(f"Reduce{which}", [joined], [scalar], keepdims=0),
         ]
 
@@ -306,8 +269,8 @@ class _Probes:
                 stacks = [self._hand_out(node, bodies["body"], scalar) for scalar in pair]
                 found[name] = (self._name("low"), self._name("high"))
                 low, high = found[name]
-                after += self._extreme("Min", stacks[0], low)
-                after += self._extreme("Max", stacks[1], high)
+                after += self._joined_extreme("Min", stacks[0], low)
+                after += self._joined_extreme("Max", stacks[1], high)
         return found, after
 
     def _hand_out(self, node: onnx.NodeProto, body: onnx.GraphProto, scalar: str) -> str:

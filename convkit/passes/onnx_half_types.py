@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convkit.errors import UnsupportedError
-from convkit.onnx_typing import opset_of, schema_of
+from convkit.onnx_typing import bodies_of, opset_of, schema_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,7 +60,7 @@ _READS_NO_ELEMENTS = frozenset(
 _STASH_OUTPUTS = {"LayerNormalization": (1, 2), "SimplifiedLayerNormalization": (1,)}
 """Outputs in the type that the norm computes in (`stash_type`, fp32)."""
 
-_OLDEST_OPSET = {"float16": 7, "bfloat16": 13}
+OLDEST_OPSET = {"fp16": 7, "bf16": 13}
 """Before opset 7 Cast and broadcasting were other operators; Cast knows bfloat16 from 13 on."""
 
 
@@ -93,7 +93,12 @@ def slots_of(node: ir.Node, opset: int, target: ir.DataType) -> Slots:
     none = Slots((False,) * len(node.inputs), (False,) * len(node.outputs))
     formal = schema_of(node.domain, node.op_type, opset)
     tensors = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
-    if formal is None or node.domain == _TREES or node.op_type in _QUANTIZERS | _FIXED:
+    if (
+        formal is None
+        or bodies_of(node)
+        or node.domain == _TREES
+        or node.op_type in _QUANTIZERS | _FIXED
+    ):
         return none
     if any(v.type is None or not isinstance(v.type, ir.TensorType) for v in tensors):
         return none
@@ -131,11 +136,10 @@ def reads_elements(node: ir.Node) -> bool:
     return node.op_type not in _READS_NO_ELEMENTS
 
 
-def check_opset(model: ir.Model, target: ir.DataType) -> None:
-    """Raises UnsupportedError where the model's opset is older than `target`."""
+def check_opset(model: ir.Model, name: str) -> None:
+    """Raises UnsupportedError where the model's opset is older than `fp16` or `bf16` in it."""
     opset = opset_of(model, "")
-    name = str(target.numpy())
-    oldest = _OLDEST_OPSET[name]
+    oldest = OLDEST_OPSET[name]
     if opset < oldest:
         raise UnsupportedError(
             f"The model has ONNX opset {opset}; {name} needs {oldest} or newer.",

@@ -13,7 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-import script_models  # noqa: E402 - needs torch
+import material  # noqa: E402 - needs torch
+import script_models  # noqa: E402
 from script_models import compile_network, save  # noqa: E402
 
 from convkit.artifact import Artifact, Opening, Precision, TensorSpec  # noqa: E402
@@ -244,17 +245,52 @@ def test_a_number_argument_takes_a_value_that_the_code_compares_with(tmp_path: P
         assert runner(feeds)["output"].shape == (2, 4)
 
 
-def test_every_call_starts_from_the_state_as_loaded(tmp_path: Path) -> None:
-    module = compile_network(script_models.RunningMean().eval(), "script")
-    fresh = module(torch.ones(3, 6)).detach().numpy()
-    artifact = save(compile_network(script_models.RunningMean().eval(), "script"), tmp_path, _ROWS)
-    torch.jit.load(artifact.path)
+class _TwoTables(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(500, 4)
+        self.kinds = torch.nn.Embedding(2, 4)
+
+    def forward(self, ids: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        return self.words(ids) + self.kinds(kinds)
+
+
+def test_ids_are_drawn_small_only_where_a_table_is_small(tmp_path: Path) -> None:
+    specs = tuple(TensorSpec(name, "int64", ("batch", "length")) for name in ("ids", "kinds"))
+    artifact = save(compile_network(_TwoTables(), "script"), tmp_path, specs)
     with torchscript.open(artifact) as runner:
-        first = runner({"x": np.ones((3, 6), np.float32)})["output"]
+        feeds = runner.example({"batch": 3}, 0)
+    assert feeds["ids"].max() > 1
+    assert feeds["kinds"].max() == 1
+
+
+def test_every_call_starts_from_the_state_as_loaded(tmp_path: Path) -> None:
+    artifact = save(compile_network(script_models.RunningMean().eval(), "script"), tmp_path, _ROWS)
+    ones = np.ones((3, 6), np.float32)
+    with torch.no_grad():
+        fresh = torch.jit.load(artifact.path)(torch.from_numpy(ones)).numpy()
+    with torchscript.open(artifact) as runner:
+        first = runner({"x": ones})["output"]
         runner({"x": np.zeros((5, 6), np.float32)})
-        again = runner({"x": np.ones((3, 6), np.float32)})["output"]
-    assert np.array_equal(first, again)
-    assert fresh.shape == first.shape
+        again = runner({"x": ones})["output"]
+    assert np.array_equal(first, fresh)
+    assert np.array_equal(again, fresh)
+
+
+def test_a_module_with_reset_states_is_reset_before_each_call() -> None:
+    specs = (TensorSpec("x", "float32", ("batch", 512)),)
+    path = material.silero_vad_file()
+    described = torchscript.describe(path, Opening(inputs=specs))
+    artifact = Artifact(path, "torchscript", described.precision, specs)
+    with torchscript.open(artifact) as runner:
+        feeds = runner.example({"batch": 2}, 0)
+        assert feeds["sr"] == 16000
+        first = runner(feeds)["output"]
+        assert np.array_equal(runner(feeds)["output"], first)
+    module = torch.jit.load(path).eval()
+    module.reset_states()
+    with torch.no_grad():
+        assert np.array_equal(module(torch.from_numpy(feeds["x"]), 16000).numpy(), first)
 
 
 class _Nested(torch.nn.Module):
@@ -311,7 +347,9 @@ def test_loading_warns_of_nothing(branch: Artifact) -> None:
         "from convkit.formats.torchscript import torchscript as t\n"
         f"t.load(Artifact(Path({str(branch.path)!r}), 'torchscript', Precision.FP32))"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -90,19 +91,21 @@ def best_sample(samples: Sequence[Feeds], specs: Sequence[TensorSpec]) -> Feeds:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps exporters' chatter (prints, log lines, warnings, progress bars) off the terminal."""
-    import io
+def quiet() -> Iterator[io.StringIO]:
+    """Keeps exporters' chatter (prints, log lines, warnings, progress bars) off the terminal.
+
+    Yields what was printed.
+    """
     import logging
     import warnings
 
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()) as said:
             warnings.simplefilter("ignore")
-            with redirect_stderr(io.StringIO()):
-                yield
+            with redirect_stderr(said):
+                yield said
     finally:
         logging.disable(before)
 

@@ -78,6 +78,7 @@ def _export(
         opset = GREATEST_OPSET
     specs = source.inputs
     if network is None:
+        # What it may hold besides a program was checked when the source was opened.
         program: Any = torch.export.load(source.path)
     else:
         prepared = prepare(network, specs, best_sample(work.samples, specs))
@@ -175,13 +176,15 @@ def _translation_error(program: torch.export.ExportedProgram, cause: Exception) 
 def _users(program: torch.export.ExportedProgram, operator: str) -> list[str]:
     """Module paths that call an operator, as `encoder.layer.0 (BertLayer)`."""
     paths = []
+    # A decomposition may have renamed its namespace: prims.bessel_j0 was aten.special_bessel_j0.
+    name = re.split(r"::|\.", operator)[1] if re.search(r"::|\.", operator) else operator
     for node in program.graph.nodes:
-        if operator.replace("::", ".") in str(node.target).replace("::", "."):
+        if name in str(node.target):
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             path, kind = stack[-1] if stack else ("", "")
             kind = kind if isinstance(kind, str) else kind.__name__
-            name = path.removeprefix("network").strip(".") or "the network itself"
-            paths.append(f"{name} ({kind.rsplit('.', 1)[-1]})")
+            place = path.removeprefix("network").strip(".") or "the network itself"
+            paths.append(f"{place} ({kind.rsplit('.', 1)[-1]})")
     return list(dict.fromkeys(paths))
 
 

@@ -38,6 +38,7 @@ more, but builds RoBERTa, DeBERTa and others as plain BERT; those go to the next
         Package("onnx_ir", "onnx", "onnx-ir"),
         Package("onnx", "onnx"),
     ),
+    is_eager=True,
 )
 def mobius(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     """Builds the graph of a Hugging Face folder by name, its weights streamed from safetensors."""
@@ -46,6 +47,7 @@ def mobius(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     model = _build(source)
     graph = model.graph
     _inline(model)
+    source = work.recorded() if work.recorded else source
     _drop_inputs(graph, {spec.name for spec in source.inputs})
     wanted = [spec.name for spec in source.outputs] or ["last_hidden_state"]
     if wanted == ["last_hidden_state", "pooler_output"]:
@@ -53,8 +55,7 @@ def mobius(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     if len(graph.outputs) != len(wanted) or wanted[0] != "last_hidden_state":
         raise RungSkipped(f"mobius gives last_hidden_state, the model gives {', '.join(wanted)}")
     mask_padding(graph)
-    if opset < 23:
-        lower_attention(graph)
+    lower_attention(graph)
     drop_unused_outputs(graph)
     check_operators(model, opset)
     model.opset_imports.clear()

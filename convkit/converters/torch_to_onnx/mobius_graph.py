@@ -46,6 +46,8 @@ def mask_padding(graph: onnx_ir.Graph) -> None:
 def lower_attention(graph: onnx_ir.Graph) -> None:
     """Writes Attention (opset 23) as the operators it stands for.
 
+    Also where opset 23 is allowed: ONNX Runtime 1.31 does not broadcast its mask over queries.
+
     Inputs are (batch, length, heads x size); the mask is boolean or absent.
 
     Raises:

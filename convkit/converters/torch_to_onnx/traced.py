@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
-from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.converters.torch_to_onnx.callable import (
@@ -45,6 +45,8 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
         )
         opset = GREATEST_OPSET
     network = work.load(source)
+    if hasattr(network, "_in_spec"):
+        raise RungSkipped("an exported program is a graph already")
     specs = source.inputs
     prepared = prepare(network, specs, best_sample(work.samples, specs))
     for name, value in prepared.constants.items():
@@ -58,8 +60,9 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     }
     draft = out.with_name(f"{out.name}.draft")
     work.progress("tracing the network", 0, None)
+    said = io.StringIO()
     try:
-        with quiet(), torch.no_grad():
+        with quiet() as said, torch.no_grad():
             torch.onnx.export(
                 prepared.module,
                 prepared.arguments,
@@ -73,7 +76,7 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
             )
     except Exception as cause:
         draft.unlink(missing_ok=True)
-        raise _error(cause) from cause
+        raise _error(cause, said.getvalue()) from cause
     try:
         model = onnx_ir.load(draft)
         drop_traces(model)
@@ -82,19 +85,23 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _error(cause: Exception) -> ConvkitError:
+def _error(cause: Exception, said: str) -> ConvkitError:
+    """What failed; the exporter prints its graph, which has the module path of each operator."""
     text = "\n".join(str(part) for part in causes(cause))
-    found = re.search(
-        r"operator '([\w:]+)'|ONNX export.* operator ([\w:]+)|operator ([\w:]+::\w+)", text
-    )
+    found = re.search(r"(?:operator '|unrecognized namespace )(\w+::\w+)", text)
     if found is None:
         return StepError("PyTorch's older exporter failed.", why=first_line(cause))
-    operator = next(group for group in found.groups() if group)
-    scope = re.search(r"%\S+ : .*?scope: (\S+)", text)
-    details: dict[str, Any] = {"operator": operator}
+    scopes = re.findall(rf"= {re.escape(found[1])}\(.*scope: (\S+)", said)
     return UnsupportedError(
-        f"The operator {operator} has no translation in PyTorch's older exporter.",
-        why=[f"used in {scope[1]}"] if scope else (),
+        f"The operator {found[1]} has no translation in PyTorch's older exporter.",
+        why=[f"used in {_module_path(scope)}" for scope in dict.fromkeys(scopes)][:3],
         hint="Replace it in the network by operators that ONNX has.",
-        **details,
+        operator=found[1],
     )
+
+
+def _module_path(scope: str) -> str:
+    """`a.Flat::/b.Net::network/b.Layer::blocks.1` as `blocks.1 (Layer)`."""
+    parts = [part.partition("::") for part in scope.split("/")]
+    names = [name for _, _, name in parts if name and name != "network"]
+    return f"{'.'.join(names) or 'the network itself'} ({parts[-1][0].rsplit('.', 1)[-1]})"

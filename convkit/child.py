@@ -1,0 +1,101 @@
+"""Runs a function in a process of its own: its frameworks, memory and crashes stay there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from convkit import resources
+from convkit.errors import ConvkitError
+
+T = TypeVar("T")
+
+OWN_PROCESS = "CONVKIT_PROCESS"
+"""Set in the environment of processes that run convkit and nothing else."""
+
+
+class ChildDiedError(Exception):
+    """The process ended without an answer: killed, crashed, or with a foreign error."""
+
+
+class Child(Generic[T]):
+    """A function at work in a process of its own, from the moment this is made.
+
+    Args:
+        function: of a module of convkit; arguments and result are pickled on their way.
+        arguments: for the function.
+
+    Attributes:
+        peak_rss_mib: the process's peak memory, once the result is there.
+    """
+
+    def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
+        self.peak_rss_mib = 0.0
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from convkit.child import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, OWN_PROCESS: "1"},
+        )
+        request = pickle.dumps(sys.path) + pickle.dumps((function, arguments))
+        self._streams: tuple[bytes, bytes] = (b"", b"")
+        self._talk = threading.Thread(target=self._communicate, args=(request,), daemon=True)
+        self._talk.start()
+
+    def result(self) -> T:
+        """What the function returned; waits for it.
+
+        Raises:
+            ConvkitError: the function raised it.
+            ChildDiedError: there is no answer.
+        """
+        self._talk.join()
+        code = self._process.returncode
+        output, complaint = self._streams
+        if code != 0 or not output:
+            last = complaint.decode(errors="replace").strip().splitlines()[-1:] or [""]
+            ended = f"signal {-code}" if code < 0 else f"code {code}"
+            raise ChildDiedError(f"ended with {ended} {last[0]}".strip())
+        answer, self.peak_rss_mib = pickle.loads(output)
+        if isinstance(answer, ConvkitError):
+            raise answer
+        result: T = answer
+        return result
+
+    def stop(self) -> None:
+        """Ends the process if it still runs; its result is then lost."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._talk.join()
+
+    def _communicate(self, request: bytes) -> None:
+        self._streams = self._process.communicate(request)
+
+
+def serve() -> None:
+    """The other side: reads function and arguments, answers with the result and the peak memory.
+
+    Whatever a framework prints on standard output goes to standard error: the answer has it alone.
+    """
+    answer_to = os.dup(1)
+    os.dup2(2, 1)
+    sys.path[:] = pickle.load(sys.stdin.buffer)  # first: what follows may need it
+    function, arguments = pickle.load(sys.stdin.buffer)
+    try:
+        answer = function(*arguments)
+    except ConvkitError as error:
+        answer = error
+    peak = resources.peak_rss_bytes() / (1 << 20)
+    with os.fdopen(answer_to, "wb") as stream:
+        pickle.dump((answer, peak), stream)
+
+
+def is_not_loaded(modules: list[str]) -> bool:
+    """Whether a child pays: there are modules to load, and none of them is loaded here yet."""
+    return bool(modules) and not any(module in sys.modules for module in modules)

@@ -1,0 +1,160 @@
+"""Runs the untouched source once and keeps its outputs, beside the first step where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import overload
+
+from convkit import graph, samples, verification
+from convkit.artifact import Artifact, TensorSpec
+from convkit.child import Child, ChildDiedError, is_not_loaded
+from convkit.errors import SamplesError, StepError
+from convkit.step import Feeds, Format, Runner
+
+SHAPE_SETS = 3
+"""Shapes every result is checked at: batch 1, a larger batch, an odd length."""
+
+_SEED = 0
+
+
+class Recorder:
+    """Records a source model; in a process of its own if its framework is not loaded here yet.
+
+    The process works from the moment this is made, so that a step which needs no inputs runs
+    beside it, and its memory is gone before results are opened.
+
+    Attributes:
+        peak_rss_mib: of the process, once the recording is there.
+    """
+
+    def __init__(self, source: Artifact, examples: Path | None, format: Format) -> None:
+        self.peak_rss_mib = 0.0
+        self._source = source
+        self._examples = examples
+        self._format = format
+        self._recording: verification.Recording | None = None
+        self._failure: Exception | None = None
+        self._child: Child[verification.Recording] | None = None
+        if is_not_loaded([need.module for need in format.needs]):
+            self._child = Child(_record_by_name, source, examples)
+
+    @property
+    def path(self) -> Path:
+        """Of the source."""
+        return self._source.path
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the source could not be run: no way of converting it will help."""
+        return self._failure is not None
+
+    def recording(self) -> verification.Recording:
+        """What the source computes; waits for it.
+
+        Raises:
+            ConvkitError: the source cannot be opened or run.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._recording is None:
+            try:
+                self._recording = self._record()
+            except Exception as failure:
+                self._failure = failure
+                raise
+        return self._recording
+
+    def source(self) -> Artifact:
+        """The source with inputs and outputs as its run showed them; waits for it."""
+        recording = self.recording()
+        return replace(self._source, inputs=recording.inputs, outputs=recording.outputs)
+
+    def stop(self) -> None:
+        """Ends the process if it still runs."""
+        if self._child is not None:
+            self._child.stop()
+
+    def _record(self) -> verification.Recording:
+        if self._child is None:
+            return record_source(self._source, self._examples, self._format)
+        try:
+            recording = self._child.result()
+        except ChildDiedError as cause:
+            raise StepError(
+                f"The process that ran the source model {cause}.",
+                hint="A kill by the system means that memory ran out; see  convkit doctor",
+            ) from cause
+        self.peak_rss_mib = self._child.peak_rss_mib
+        return recording
+
+
+class LazySamples(Sequence[Feeds]):
+    """The inputs that the source accepted; looking at them waits until it ran."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __len__(self) -> int:
+        return len(self._recorder.recording().runs)
+
+    @overload
+    def __getitem__(self, index: int) -> Feeds: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feeds]: ...
+
+    def __getitem__(self, index: int | slice) -> Feeds | Sequence[Feeds]:
+        return self._recorder.recording().samples[index]
+
+
+def _record_by_name(source: Artifact, examples: Path | None) -> verification.Recording:
+    return record_source(source, examples, graph.discover().format(source.format))
+
+
+def record_source(
+    source: Artifact, examples: Path | None, format: Format
+) -> verification.Recording:
+    """Opens the source, runs it on the examples or on inputs it makes sense of, closes it.
+
+    Raises:
+        ConvkitError: it cannot be opened, or accepts none of the inputs.
+    """
+    if format.open is None:
+        raise StepError(f"{source.format} models cannot be run, so nothing can be verified.")
+    given = samples.read(examples) if examples else []
+    with format.open(source) as runner:
+        wanted = max(SHAPE_SETS, len(given))
+        return verification.record(runner, inputs_for(runner, given), wanted)
+
+
+def inputs_for(runner: Runner, given: list[Feeds]) -> Iterator[Feeds]:
+    """Inputs to compare at: the user's samples as they are, then in other shapes; else seeded ones.
+
+    Without dynamic dimensions there is one shape, and seeds vary instead.
+    """
+    specs = runner.inputs
+    if given:
+        _check_samples(given, specs)
+        shapes = samples.shape_sets(specs) if samples.dynamic_names(specs) else iter(())
+        return chain(given, (samples.resize(given[0], specs, sizes) for sizes in shapes))
+    if samples.dynamic_names(specs):
+        shape_sets = samples.shape_sets(specs)
+        return (runner.example(sizes, _SEED + i) for i, sizes in enumerate(shape_sets))
+    return (runner.example({}, _SEED + i) for i in range(SHAPE_SETS))
+
+
+def _check_samples(given: Sequence[Feeds], specs: tuple[TensorSpec, ...]) -> None:
+    names = {spec.name for spec in specs}
+    for index, feeds in enumerate(given):
+        if names and set(feeds) != names:
+            raise SamplesError(
+                f"Sample {index} does not fit the model's inputs.",
+                why=[
+                    f"the model takes  {', '.join(map(str, specs))}",
+                    f"the sample has   {', '.join(sorted(feeds))}",
+                ],
+                hint="Name the arrays like the inputs.",
+            )
