@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_models
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from convkit.artifact import Artifact, Opening, TensorSpec
 from convkit.errors import RungSkipped, UnsupportedError
 from convkit.formats.torchscript import torchscript
 from convkit.step import Converter, Format, Work
+from tests import tiny_models
 
 
 class LoopOverBatch(nn.Module):

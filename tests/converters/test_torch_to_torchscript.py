@@ -6,16 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-import script_models  # noqa: E402 - needs torch
-import tiny_models  # noqa: E402
-from script_models import assert_same, climb, record  # noqa: E402
-from tiny_models import TinyModel  # noqa: E402
-
 from convkit.artifact import Artifact, Opening, Precision, TensorSpec  # noqa: E402
 from convkit.converters.torch_to_torchscript import torch_to_torchscript  # noqa: E402
 from convkit.errors import UnsupportedError  # noqa: E402
 from convkit.formats.torch import torch as torch_format  # noqa: E402
 from convkit.formats.torchscript import torchscript  # noqa: E402
+from tests import script_models, tiny_models  # noqa: E402
+from tests.script_models import assert_same, climb, record  # noqa: E402
+from tests.tiny_models import TinyModel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,10 +4,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-import material  # noqa: E402 - needs torch
-import script_models  # noqa: E402
-import tiny_models  # noqa: E402
-
 from convkit import samples  # noqa: E402
 from convkit.converters.torchscript_attention import (  # noqa: E402
     encoder_layer,
@@ -15,6 +11,7 @@ from convkit.converters.torchscript_attention import (  # noqa: E402
 )
 from convkit.converters.torchscript_interpreter import interpreted  # noqa: E402
 from convkit.errors import UnsupportedError  # noqa: E402
+from tests import material, script_models, tiny_models  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

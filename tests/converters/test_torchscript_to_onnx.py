@@ -9,9 +9,11 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
-import material  # noqa: E402 - needs torch
-import script_models  # noqa: E402
-from script_models import (  # noqa: E402
+from convkit.artifact import Artifact, Opening, Precision, TensorSpec  # noqa: E402
+from convkit.converters.torchscript_to_onnx import torchscript_to_onnx  # noqa: E402
+from convkit.formats.torchscript import torchscript  # noqa: E402
+from tests import material, script_models  # noqa: E402
+from tests.script_models import (  # noqa: E402
     Case,
     Recorded,
     assert_same,
@@ -21,10 +23,6 @@ from script_models import (  # noqa: E402
     record,
     save,
 )
-
-from convkit.artifact import Artifact, Opening, Precision, TensorSpec  # noqa: E402
-from convkit.converters.torchscript_to_onnx import torchscript_to_onnx  # noqa: E402
-from convkit.formats.torchscript import torchscript  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -7,14 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-import material  # noqa: E402 - needs torch
-import script_models  # noqa: E402
-from script_models import Case, climb, compile_network, record, save  # noqa: E402
-
 from convkit.artifact import Artifact, Opening, Precision, TensorSpec  # noqa: E402
 from convkit.converters.torchscript_to_torch import torchscript_to_torch  # noqa: E402
 from convkit.errors import UnsupportedError  # noqa: E402
 from convkit.formats.torchscript import torchscript  # noqa: E402
+from tests import material, script_models  # noqa: E402
+from tests.script_models import Case, climb, compile_network, record, save  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -236,7 +236,8 @@ def test_inputs_of_other_kinds_of_networks(tmp_path):
 
 def test_command_line_process_leaves_the_compiler_out_and_can_still_load_it(bert):
     code = (
-        "import sys, convkit.cli; from pathlib import Path; from convkit.formats.torch import *;"
+        "import os, sys; os.environ['CONVKIT_PROCESS'] = '1';"
+        "from pathlib import Path; from convkit.formats.torch import *;"
         f"p = Path({str(bert)!r}); o = Opening(); d = describe(p, o);"
         "r = open_torch(Artifact(p, 'torch', d.precision, opening=o)); r(r.example({}, 0));"
         "assert 'torch._dynamo' not in sys.modules, 'loaded';"

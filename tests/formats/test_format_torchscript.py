@@ -13,10 +13,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-import material  # noqa: E402 - needs torch
-import script_models  # noqa: E402
-from script_models import compile_network, save  # noqa: E402
-
 from convkit.artifact import Artifact, Opening, Precision, TensorSpec  # noqa: E402
 from convkit.errors import (  # noqa: E402
     InputsUnknownError,
@@ -26,6 +22,8 @@ from convkit.errors import (  # noqa: E402
     UnsupportedError,
 )
 from convkit.formats.torchscript import torchscript  # noqa: E402
+from tests import material, script_models  # noqa: E402
+from tests.script_models import compile_network, save  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

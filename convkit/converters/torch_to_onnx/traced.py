@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from convkit.artifact import Artifact
@@ -60,9 +61,8 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     }
     draft = out.with_name(f"{out.name}.draft")
     work.progress("tracing the network", 0, None)
-    said = io.StringIO()
     try:
-        with quiet() as said, torch.no_grad():
+        with quiet(), _graph_log_off(), torch.no_grad():
             torch.onnx.export(
                 prepared.module,
                 prepared.arguments,
@@ -76,7 +76,7 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
             )
     except Exception as cause:
         draft.unlink(missing_ok=True)
-        raise _error(cause, said.getvalue()) from cause
+        raise _error(cause) from cause
     try:
         model = onnx_ir.load(draft)
         drop_traces(model)
@@ -85,19 +85,47 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _error(cause: Exception, said: str) -> ConvkitError:
-    """What failed; the exporter prints its graph, which has the module path of each operator."""
+@contextmanager
+def _graph_log_off() -> Iterator[None]:
+    """Keeps the exporter's C++ side from printing its graph to standard output on failure.
+
+    PyTorch 2.13 turns that log on itself, so turning it off beforehand does not help.
+    """
+    import torch
+
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
+
+
+def _error(cause: Exception) -> ConvkitError:
     text = "\n".join(str(part) for part in causes(cause))
     found = re.search(r"(?:operator '|unrecognized namespace )(\w+::\w+)", text)
     if found is None:
         return StepError("PyTorch's older exporter failed.", why=first_line(cause))
-    scopes = re.findall(rf"= {re.escape(found[1])}\(.*scope: (\S+)", said)
     return UnsupportedError(
         f"The operator {found[1]} has no translation in PyTorch's older exporter.",
-        why=[f"used in {_module_path(scope)}" for scope in dict.fromkeys(scopes)][:3],
+        why=[f"used in {_module_path(scope)}" for scope in _scopes(cause, found[1])][:3],
         hint="Replace it in the network by operators that ONNX has.",
         operator=found[1],
     )
+
+
+def _scopes(cause: BaseException, operator: str) -> list[str]:
+    """Scopes that use an operator, from the graph the exporter was at work on when it failed."""
+    import torch
+
+    trace = cause.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            if isinstance(value, torch._C.Graph):
+                nodes = [node for node in value.nodes() if node.kind() == operator]
+                return list(dict.fromkeys(node.scopeName() for node in nodes))
+        trace = trace.tb_next
+    return []
 
 
 def _module_path(scope: str) -> str:
