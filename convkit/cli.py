@@ -216,7 +216,9 @@ def verify(
     if as_json:
         console.print_json(result.to_json())
     elif not quiet:
-        console.print_checks(result.checks, f"{reference} and {candidate}")
+        console.print_checks(
+            result.checks, f"{Path(candidate).name} against {Path(reference).name}"
+        )
         for note in result.notes:
             click.echo(f"  {note}")
         if bisect:

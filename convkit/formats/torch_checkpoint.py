@@ -178,8 +178,8 @@ def load_pickle(path: Path, *, trust: bool) -> Any:
 def fill(network: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: Path) -> None:
     """Loads a state dict into a network, in place; a wrapper's common prefix is taken off.
 
-    A tensor that belongs to no layer (a name without a dot, as a loss keeps beside the network)
-    may be left over; anything else that differs is an error.
+    Tensors that belong to no layer (names without a dot, as a loss keeps beside the network) may be
+    left over where the network itself is filled; anything else that differs is an error.
 
     Raises:
         WeightsMismatchError: keys or shapes differ.
@@ -195,7 +195,8 @@ def fill(network: torch.nn.Module, state: Mapping[str, torch.Tensor], weights: P
     ]
     # num_batches_tracked counts training steps; checkpoints older than PyTorch 0.4.1 lack it.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or shapes or any("." in key for key in unexpected):
+    is_leftover = len(unexpected) < len(own) and not any("." in key for key in unexpected)
+    if missing or shapes or (unexpected and not is_leftover):
         raise WeightsMismatchError(
             str(weights), missing=missing, unexpected=unexpected, shapes=shapes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,8 @@ def _find(name: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = [key for key in vars(found) if callable(vars(found)[key])]
-            raise UnknownNameError(f"factory in {module_name}", part, known)
+            nearest = difflib.get_close_matches(part, known, n=8, cutoff=0.0)
+            raise UnknownNameError(f"factory in {module_name}", part, nearest)
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(
