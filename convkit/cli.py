@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -272,7 +273,11 @@ def demo(folder: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 def main() -> NoReturn:
     """The `convkit` command: runs it and turns every outcome into an exit code."""
     os.environ["CONVKIT_PROCESS"] = "1"
-    sys.exit(outcome(functools.partial(cli.main, prog_name="convkit", standalone_mode=False)))
+    code = outcome(functools.partial(cli.main, prog_name="convkit", standalone_mode=False))
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the reader may be gone
+            stream.flush()
+    os._exit(code)  # frameworks take up to half a second to be torn down, for nothing
 
 
 def outcome(command: Callable[[], Any]) -> int:

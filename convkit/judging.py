@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from convkit import graph, verification
+from convkit import graph, resources, verification
 from convkit.artifact import Artifact, Precision
 from convkit.child import Child, ChildDiedError, is_not_loaded
 from convkit.errors import ConvkitError, VerificationError
 from convkit.step import Format
+
+_LARGE_BYTES = 200 << 20
+"""PyTorch alone takes 220 MiB; numpy, the ONNX package and convkit stay below 150 MiB."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,16 @@ class Judgement:
 
 
 def judge(made: Artifact, recording: verification.Recording, format: Format) -> Judgement:
-    """Compares a result with the source's recording; in a child if its runtime is not loaded here.
+    """Compares a result with the source's recording.
+
+    In a child if its runtime is not loaded here and this process already holds a framework.
 
     Raises:
         ConvkitError: the result cannot be opened.
         VerificationError: the runtime died over it.
     """
-    if is_not_loaded([need.module for need in format.needs]):
+    is_large = resources.rss_bytes() > _LARGE_BYTES
+    if is_large and is_not_loaded([need.module for need in format.needs]):
         return _judge_in_child(made, recording)
     return judge_here(made, recording, format)
 

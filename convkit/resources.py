@@ -47,18 +47,31 @@ def peak_rss_bytes() -> int:
     Source: proc(5), VmHWM of /proc/self/status; getrusage(2) elsewhere (kilobytes on BSD and
     Linux, bytes on macOS).
     """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    peak = _status_bytes("VmHWM:")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def rss_bytes() -> int:
+    """This process's resident set now, in bytes; its peak where the system does not say."""
+    return _status_bytes("VmRSS:") or peak_rss_bytes()
+
+
+def _status_bytes(key: str) -> int | None:
+    """A line of /proc/self/status in bytes; None where there is none. Source: proc(5)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
 
 
 def _reset_peak() -> None:

@@ -25,7 +25,17 @@ FRAMEWORKS = frozenset(
 # What a room may import beside its own modules. The last three are knowledge of file layouts that
 # formats and passes share.
 FOUNDATION = frozenset(
-    ("", "artifact", "step", "errors", "samples", "protobuf", "onnx_structure", "onnx_typing")
+    (
+        "",
+        "artifact",
+        "step",
+        "errors",
+        "samples",
+        "protobuf",
+        "onnx_structure",
+        "onnx_typing",
+        "safetensors_file",
+    )
 )
 
 # Module -> the only modules of convkit it may import.
@@ -34,6 +44,7 @@ NARROW = {
     "artifact": frozenset(("errors",)),
     "step": frozenset(("artifact", "errors")),
     "protobuf": frozenset(("errors",)),
+    "safetensors_file": frozenset(("errors",)),
     "samples": frozenset(("artifact", "errors", "step")),
     "metrics": frozenset(("errors",)),
     "onnx_structure": frozenset(("errors", "protobuf")),

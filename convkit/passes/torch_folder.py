@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convkit.errors import ModelError, UnsafeError, UnsupportedError
-from convkit.passes.safetensors_file import SafetensorsReader, StoredTensor
+from convkit.safetensors_file import SafetensorsReader, StoredTensor
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -15,7 +15,7 @@ from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.errors import ModelError, ResourceError
-from convkit.passes.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
+from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
 from convkit.passes.torch_folder import Checkpoint, Shard, find_checkpoint, open_shard
 from convkit.step import Work
 

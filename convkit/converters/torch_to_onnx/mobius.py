@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Precision
 from convkit.converters.torch_to_onnx.callable import first_line, quiet
+from convkit.converters.torch_to_onnx.deferred import deferred
 from convkit.converters.torch_to_onnx.exported import ir_version_for
+from convkit.converters.torch_to_onnx.folder_weights import FolderWeights, Rename, fill
 from convkit.converters.torch_to_onnx.mobius_graph import (
     add_pooler,
     check_operators,
@@ -20,6 +22,7 @@ from convkit.converters.torch_to_onnx.mobius_graph import (
 from convkit.converters.torch_to_onnx.naming import name_inputs, name_outputs
 from convkit.converters.torch_to_onnx.stream import write
 from convkit.errors import RungSkipped
+from convkit.safetensors_file import FileTensor
 from convkit.step import Package, Work, rung
 
 if TYPE_CHECKING:
@@ -50,10 +53,23 @@ def mobius(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     source = work.recorded() if work.recorded else source
     _drop_inputs(graph, {spec.name for spec in source.inputs})
     wanted = [spec.name for spec in source.outputs] or ["last_hidden_state"]
-    if wanted == ["last_hidden_state", "pooler_output"]:
-        add_pooler(graph, *_pooler_weights(source.path))
-    if len(graph.outputs) != len(wanted) or wanted[0] != "last_hidden_state":
+    has_pooler = wanted == ["last_hidden_state", "pooler_output"]
+    if not has_pooler and wanted != ["last_hidden_state"]:
         raise RungSkipped(f"mobius gives last_hidden_state, the model gives {', '.join(wanted)}")
+    with FolderWeights(source.path, _renaming(config["model_type"])) as weights:
+        fill(graph, weights)
+        if has_pooler:
+            add_pooler(graph, weights)
+        _finish(model, source, wanted, opset, work)
+        work.progress("writing", 0, None)
+        write(model, out, ir_version=ir_version_for(opset))
+
+
+def _finish(
+    model: onnx_ir.Model, source: Artifact, wanted: list[str], opset: int, work: Work
+) -> None:
+    """Mends the graph, brings it to `opset`, and names inputs and outputs as the network does."""
+    graph = model.graph
     mask_padding(graph)
     lower_attention(graph)
     drop_unused_outputs(graph)
@@ -65,9 +81,7 @@ def mobius(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     for lost in name_inputs(graph, source.inputs):
         work.note(f"dynamic dimension lost by mobius: {lost}")
     name_outputs(graph, wanted)
-    model.graph.name = str(config.get("model_type"))
-    work.progress("writing", 0, None)
-    write(model, out, ir_version=ir_version_for(opset))
+    graph.name = source.path.name
 
 
 def _config(source: Artifact) -> dict[str, Any]:
@@ -86,21 +100,36 @@ def _config(source: Artifact) -> dict[str, Any]:
 
 
 def _build(source: Artifact) -> onnx_ir.Model:
+    """The graph without weights. mobius imports PyTorch for weights only: it is not loaded here."""
     try:
-        with quiet():
+        with quiet(), deferred("torch", "safetensors.torch"):
             import mobius as builder
 
             package = builder.build(
-                str(source.path), task="feature-extraction", dtype=_DTYPES[source.precision]
+                str(source.path),
+                task="feature-extraction",
+                dtype=_DTYPES[source.precision],
+                load_weights=False,
             )
         (model,) = package.values()
     except Exception as cause:  # whatever it raises, the next rung does not depend on it
         raise RungSkipped(f"mobius cannot build it: {first_line(cause)}") from cause
-    empty = [name for name, v in model.graph.initializers.items() if v.const_value is None]
-    if empty:
-        raise RungSkipped(f"mobius found no weights for {empty[0]}")
     found: onnx_ir.Model = model
     return found
+
+
+def _renaming(model_type: str) -> Rename:
+    """Mobius' own renaming of a checkpoint's tensors, which only looks at their names."""
+
+    def rename(stored: dict[str, FileTensor]) -> Mapping[str, FileTensor]:
+        import mobius as builder
+
+        kind = builder.registry.get(model_type)
+        bare = {name.removeprefix(f"{model_type}."): tensor for name, tensor in stored.items()}
+        renamed: Mapping[str, FileTensor] = kind.preprocess_weights(None, bare)
+        return {**bare, **renamed}
+
+    return rename
 
 
 def _inline(model: onnx_ir.Model) -> None:
@@ -118,23 +147,3 @@ def _drop_inputs(graph: onnx_ir.Graph, wanted: set[str]) -> None:
         )
     if found - wanted:
         raise RungSkipped(f"mobius also needs {', '.join(sorted(found - wanted))}")
-
-
-def _pooler_weights(folder: Path) -> tuple[Any, Any]:
-    """Weight and bias of the pooler, as numpy arrays."""
-    from safetensors import safe_open
-
-    found: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                for part in ("weight", "bias"):
-                    if key in (f"pooler.dense.{part}", f"bert.pooler.dense.{part}"):
-                        found[part] = tensors.get_tensor(key)
-    return _pair(found)
-
-
-def _pair(found: Mapping[str, Any]) -> tuple[Any, Any]:
-    if set(found) != {"weight", "bias"}:
-        raise RungSkipped("the folder has no weights for the pooler")
-    return found["weight"], found["bias"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from convkit.converters.torch_to_onnx.folder_weights import FolderWeights
 from convkit.errors import RungSkipped
 
 if TYPE_CHECKING:
@@ -72,25 +73,25 @@ def lower_attention(graph: onnx_ir.Graph) -> None:
         _lower_one(graph, node, heads, attributes.get("scale"), bias)
 
 
-def add_pooler(graph: onnx_ir.Graph, weight: Any, bias: Any) -> None:
+def add_pooler(graph: onnx_ir.Graph, weights: FolderWeights) -> None:
     """Appends BERT's pooler as a second output: tanh of a dense layer on the first token.
 
     Source: `transformers.models.bert.modeling_bert.BertPooler`.
+
+    Raises:
+        RungSkipped: the folder has no weights for it.
     """
     import onnx_ir
-    from onnx_ir import tensor_adapters
 
     hidden = graph.outputs[0]
     values = []
-    for name, tensor in (("pooler.dense.weight", weight), ("pooler.dense.bias", bias)):
-        if hidden.dtype is not None:
-            tensor = tensor.to(tensor_adapters.to_torch_dtype(hidden.dtype))
-        held = tensor_adapters.TorchTensor(tensor, name=name)
+    for name in ("pooler.dense.weight", "pooler.dense.bias"):
+        tensor = weights.lazy(name, hidden.dtype or onnx_ir.DataType.FLOAT)
         value = onnx_ir.Value(
             name=name,
-            shape=onnx_ir.Shape(tuple(tensor.shape)),
-            type=onnx_ir.TensorType(held.dtype),
-            const_value=held,
+            shape=tensor.shape,
+            type=onnx_ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         graph.register_initializer(value)
         values.append(value)

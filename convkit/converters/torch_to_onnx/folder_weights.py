@@ -1,0 +1,117 @@
+"""Weights of a Hugging Face folder as lazy ONNX tensors, read when they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convkit.errors import RungSkipped
+from convkit.safetensors_file import FileTensor, SafetensorsReader
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir
+
+_INDEX = "model.safetensors.index.json"
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+
+
+Rename = Callable[[dict[str, FileTensor]], Mapping[str, FileTensor]]
+"""From tensors under the folder's names to tensors under the graph's; may leave some out."""
+
+
+class FolderWeights:
+    """The tensors of a folder's safetensors files under the graph's names. A context manager."""
+
+    def __init__(self, folder: Path, rename: Rename) -> None:
+        self._open = ExitStack()
+        stored: dict[str, FileTensor] = {}
+        for file in _files(folder):
+            reader = self._open.enter_context(SafetensorsReader(file))
+            stored |= {tensor.name: tensor for tensor in reader.tensors}
+        self._tensors = {**stored, **rename(stored)}
+
+    def __enter__(self) -> FolderWeights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def lazy(
+        self, name: str, dtype: onnx_ir.DataType, *, is_transposed: bool = False
+    ) -> onnx_ir.LazyTensor:
+        """A tensor that is read, converted to `dtype` and transposed (2-D) each time it is needed.
+
+        Raises:
+            RungSkipped: the folder does not have it, or in a dtype without a counterpart.
+        """
+        import onnx_ir
+
+        stored = self._tensors.get(name)
+        if stored is None or stored.dtype not in _DTYPES:
+            raise RungSkipped(f"the folder has no float weights for {name}")
+        shape = stored.shape[::-1] if is_transposed else stored.shape
+
+        def read() -> onnx_ir.TensorProtocol:
+            array = _array(stored).astype(dtype.numpy(), copy=False)
+            return onnx_ir.Tensor(array.T.copy() if is_transposed else array, dtype=dtype)
+
+        return onnx_ir.LazyTensor(read, dtype=dtype, shape=onnx_ir.Shape(shape), name=name)
+
+
+def fill(graph: onnx_ir.Graph, weights: FolderWeights) -> None:
+    """Gives every empty initializer its weights.
+
+    A Transpose that only turns a weight around for a product is done while the weight is read.
+
+    Raises:
+        RungSkipped: an initializer has no weights, or of another shape.
+    """
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None:
+            continue
+        if value.dtype is None:
+            raise RungSkipped(f"mobius gives {name} no dtype")
+        tensor = weights.lazy(name, value.dtype)
+        if value.shape is not None and list(value.shape) != list(tensor.shape):
+            raise RungSkipped(f"{name} is {tensor.shape}, mobius wants {value.shape}")
+        value.const_value = tensor
+        _fold_transpose(graph, name, value, weights)
+
+
+def _fold_transpose(
+    graph: onnx_ir.Graph, name: str, value: onnx_ir.Value, weights: FolderWeights
+) -> None:
+    users = [use.node for use in value.uses()]
+    if len(users) != 1 or users[0].op_type != "Transpose" or value.shape is None:
+        return
+    turned = users[0].outputs[0]
+    order = users[0].attributes.get("perm")
+    if len(value.shape) != 2 or (order is not None and list(order.value) != [1, 0]):
+        return
+    tensor = weights.lazy(name, value.dtype or turned.dtype, is_transposed=True)  # type: ignore[arg-type]
+    graph.remove(users[0], safe=False)
+    value.const_value, value.shape = tensor, tensor.shape
+    turned.replace_all_uses_with(value)
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    shards: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [folder / name for name in dict.fromkeys(shards.values())]
+
+
+def _array(stored: FileTensor) -> np.ndarray[Any, Any]:
+    """The tensor's content; bfloat16 through ml_dtypes."""
+    import ml_dtypes
+    import numpy as np
+
+    name = _DTYPES[stored.dtype]
+    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    flat = np.frombuffer(stored.read(0, stored.byte_count), dtype)
+    return flat.reshape(stored.shape)
