@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import Description, Opening, Precision
 from convkit.errors import ModelError, UsageError, WeightsMismatchError
 from convkit.formats.torch_pickle import (
-    TensorHeader,
     is_pickle,
     is_zip_pickle,
     nested_states,
     read_pickled,
     tensors_in,
 )
+from convkit.formats.torch_unpickling import TensorHeader
 
 if TYPE_CHECKING:
     import torch

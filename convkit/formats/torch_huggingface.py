@@ -23,12 +23,12 @@ from convkit.formats.torch_checkpoint import (
 )
 from convkit.formats.torch_lean_import import network_class, without_compiler
 from convkit.formats.torch_pickle import (
-    TensorHeader,
     is_pickle,
     is_zip_pickle,
     read_pickled,
     tensors_in,
 )
+from convkit.formats.torch_unpickling import TensorHeader
 
 if TYPE_CHECKING:
     import torch

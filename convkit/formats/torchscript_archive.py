@@ -14,6 +14,7 @@ Source: PyTorch, torch/csrc/jit/docs/serialization.md and caffe2/serialize/inlin
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -25,7 +26,14 @@ from pathlib import Path
 
 from convkit.artifact import TensorSpec
 from convkit.errors import ModelError, UnsafeError
-from convkit.formats.torchscript_pickle import StoredTensor, UnreadablePickleError, read_tensors
+from convkit.formats.torch_unpickling import (
+    Storage,
+    StoredTensor,
+    TensorHeader,
+    Unpickled,
+    UnreadablePickleError,
+    unpickle,
+)
 
 EXTRA_FILE = "convkit.json"
 """Extra file in archives that convkit writes: the inputs, which TorchScript itself forgets."""
@@ -113,23 +121,16 @@ class TorchScriptArchive:
         """All distinct tensors of the module tree and of the code's constants."""
         found: list[StoredTensor] = []
         for record, folder in (("data.pkl", "data"), ("constants.pkl", "constants")):
-            try:
-                tensors = read_tensors(self.read(record))[1]
-            except UnreadablePickleError as cause:
-                raise _broken(self.path, f"{record} is damaged: {cause}") from cause
-            for tensor in tensors:
-                self._check_storage(folder, tensor)
-            found += tensors
+            unpickled = self._unpickled(record)
+            for storage in unpickled.storages.values():
+                self._check_storage(folder, storage)
+            found += unpickled.tensors
         return tuple(found)
 
     @cached_property
     def methods(self) -> tuple[Method, ...]:
         """Methods of the outermost module, `forward` first if there is one."""
-        try:
-            qualified = read_tensors(self.read("data.pkl"))[0]
-        except UnreadablePickleError as cause:
-            raise _broken(self.path, f"data.pkl is damaged: {cause}") from cause
-        module, _, name = qualified.rpartition(".")
+        module, _, name = self._unpickled("data.pkl").root_class.rpartition(".")
         source = self.text(f"code/{module.replace('.', '/')}.py")
         found = parse_methods(source, name)
         return tuple(sorted(found, key=lambda method: method.name != "forward"))
@@ -203,14 +204,21 @@ class TorchScriptArchive:
                     hint="This is what a ZIP bomb looks like. Do not use this file.",
                 )
 
-    def _check_storage(self, folder: str, tensor: StoredTensor) -> None:
-        record = f"{folder}/{tensor.storage}"
+    def _unpickled(self, record: str) -> Unpickled:
+        # Classes of the archive's own are not refused: PyTorch resolves them in its code, not Python
+        try:
+            return unpickle(io.BytesIO(self.read(record)))
+        except UnreadablePickleError as cause:
+            raise _broken(self.path, f"{record} is damaged: {cause}") from cause
+
+    def _check_storage(self, folder: str, storage: Storage) -> None:
+        record = f"{folder}/{storage.key}"
         info = self._records.get(f"{self.name}/{record}")
         if info is None:
             raise _broken(self.path, f"The weights record {record} is missing.")
-        if info.file_size < tensor.storage_bytes:
+        if info.file_size < storage.size_bytes:
             raise _broken(
-                self.path, f"{record} has {info.file_size} bytes of {tensor.storage_bytes}."
+                self.path, f"{record} has {info.file_size} bytes of {storage.size_bytes}."
             )
 
 
@@ -289,9 +297,9 @@ def _broken(path: Path, why: str | Sequence[str]) -> ModelError:
     )
 
 
-def count_elements(tensors: Sequence[StoredTensor]) -> Mapping[str, int]:
+def count_elements(tensors: Sequence[TensorHeader]) -> Mapping[str, int]:
     """Dtype -> number of elements, each stored tensor counted once."""
     counts: dict[str, int] = {}
     for tensor in tensors:
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.element_count
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.count
     return counts

@@ -1,0 +1,55 @@
+"""A process of its own: results and errors come back, crashes stay there."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import child_work
+import pytest
+
+from convkit.child import Child, ChildDiedError
+from convkit.errors import UnknownNameError
+
+
+def test_a_result_comes_back_whatever_is_printed_meanwhile() -> None:
+    assert Child(child_work.add, 2, 3).result() == 5
+
+
+def test_it_runs_in_another_process() -> None:
+    assert Child(child_work.process_number).result() != os.getpid()
+
+
+def test_its_peak_memory_is_known_afterwards() -> None:
+    child = Child(child_work.add, 2, 3)
+    child.result()
+    assert 5 < child.peak_rss_mib < 500
+
+
+def test_an_error_of_convkit_comes_back_as_it_was() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        Child(child_work.refuse).result()
+    assert caught.value.hint == "Did you mean 'onnx'?"
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (child_work.crash, "signal 11"),
+        (child_work.break_down, "segment 7 is bent"),
+        (child_work.leave, "code 0"),
+    ],
+)
+def test_a_process_without_an_answer_is_reported_with_how_it_ended(function, words: str) -> None:
+    with pytest.raises(ChildDiedError, match=words):
+        Child(function).result()
+
+
+def test_a_stopped_process_is_gone() -> None:
+    child = Child(child_work.sleep)
+    started = time.monotonic()
+    child.stop()
+    assert time.monotonic() - started < 30
+    with pytest.raises(ChildDiedError, match="signal 9"):
+        child.result()
