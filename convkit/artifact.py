@@ -6,6 +6,7 @@ import enum
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,6 +84,10 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
+    def as_option(self) -> str:
+        """As `--input` takes it: `x=float32[batch,3]`."""
+        return f"{self.name}={self.dtype}[{','.join(map(str, self.shape))}]"
+
     def to_json(self) -> dict[str, Any]:
         """The JSON of `inspect`: name, dtype, shape."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
@@ -154,6 +159,17 @@ class Artifact:
     lineage: tuple[LineageEntry, ...] = ()
     opening: Opening = Opening()
     data_files: tuple[Path, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """How a command line names it: a path, or a factory with its weights and inputs."""
+        opening = self.opening
+        if not opening.factory:
+            return shlex.quote(str(self.path))
+        weights = f"{self.path}:{opening.weights_key}" if opening.weights_key else str(self.path)
+        named = "" if self.path.suffix == ".py" else f" --weights {shlex.quote(weights)}"
+        inputs = (f" --input {shlex.quote(spec.as_option())}" for spec in opening.inputs)
+        return f"{opening.factory}{named}{''.join(inputs)}"
 
     @property
     def manifest_path(self) -> Path:

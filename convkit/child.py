@@ -83,6 +83,7 @@ def serve() -> None:
 
     Whatever a framework prints on standard output goes to standard error: the answer has it alone.
     """
+    _die_with_parent()
     answer_to = os.dup(1)
     os.dup2(2, 1)
     sys.path[:] = pickle.load(sys.stdin.buffer)  # first: what follows may need it
@@ -96,6 +97,16 @@ def serve() -> None:
         pickle.dump((answer, peak), stream)
     sys.stderr.flush()
     os._exit(0)  # tearing a framework down takes longer than what is left to do
+
+
+def _die_with_parent() -> None:
+    """Has Linux end this process with its parent. Source: prctl(2), PR_SET_PDEATHSIG."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def is_not_loaded(modules: list[str]) -> bool:

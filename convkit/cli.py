@@ -41,7 +41,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="convkit")
 def cli() -> None:
-    r"""Convert trained models between formats and precisions, proven and measured.
+    """Convert trained models between formats and precisions, proven and measured.
 
     \b
     convkit convert model/ --to onnx --fp16
@@ -57,7 +57,7 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @common
 def convert(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    r"""Convert MODEL (a path, or package.module:factory) and verify the result.
+    """Convert MODEL (a path, or package.module:factory) and verify the result.
 
     \b
     convkit convert model/ --to onnx --fp16
@@ -76,7 +76,7 @@ def convert(dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options:
 @model_options
 @common
 def plan(as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    r"""Say what convert would do, step by step, and what each step loses.
+    """Say what convert would do, step by step, and what each step loses.
 
     \b
     convkit plan model/ --to onnx --fp16
@@ -132,7 +132,7 @@ def run(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    r"""Run a recipe (YAML): the same conversion, written down.
+    """Run a recipe (YAML): the same conversion, written down.
 
     \b
     convkit run recipes/minilm-onnx-fp16.yaml --set out=build/model.onnx
@@ -151,7 +151,7 @@ def run(
 @click.option("--graph", type=click.Choice(["mermaid", "dot", "svg"]), help="Draw the graph.")
 @common
 def formats(graph: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:
-    r"""Show the converter graph: formats, steps, what works here, how to enable the rest.
+    """Show the converter graph: formats, steps, what works here, how to enable the rest.
 
     \b
     convkit formats --graph mermaid
@@ -160,7 +160,9 @@ def formats(graph: str | None, as_json: bool, quiet: bool, verbose: bool) -> Non
     from convkit.graph import discover
 
     found = discover()
-    if graph:
+    if graph and as_json:
+        console.print_json({"language": graph, "drawing": drawing.draw(found, graph)})
+    elif graph:
         click.echo(drawing.draw(found, graph))
     elif as_json:
         console.print_json(drawing.table(found))
@@ -173,7 +175,7 @@ def formats(graph: str | None, as_json: bool, quiet: bool, verbose: bool) -> Non
 @model_options
 @common
 def inspect(model: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    r"""Describe MODEL from its headers: format, precision, inputs, outputs, operators.
+    """Describe MODEL from its headers: format, precision, inputs, outputs, operators.
 
     \b
     convkit inspect model.onnx --json
@@ -203,7 +205,7 @@ def verify(
     verbose: bool,
     **options: Any,
 ) -> None:
-    r"""Check that two models, of any two formats, compute the same thing.
+    """Check that two models, of any two formats, compute the same thing.
 
     \b
     convkit verify model/ model.onnx
@@ -231,7 +233,7 @@ def verify(
 @cli.command()
 @common
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
-    r"""Say what is installed, what hardware is here, what is wrong and the line that fixes it.
+    """Say what is installed, what hardware is here, what is wrong and the line that fixes it.
 
     \b
     convkit doctor
@@ -254,7 +256,7 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("convkit-demo"))
 @common
 def demo(folder: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    r"""Take the whole tour on a small real model.
+    """Take the whole tour on a small real model.
 
     \b
     convkit demo

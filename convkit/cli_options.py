@@ -57,14 +57,12 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def recipe_from(options: dict[str, Any]) -> Recipe:
     """The recipe that a command line means."""
-    from convkit.artifact import Precision
-    from convkit.recipe import Recipe
+    from convkit import recipe
 
-    precision = options["precision"]
-    return Recipe(
+    return recipe.make(
         model=options["model"],
         to=options["to"],
-        precision=Precision(precision) if precision else None,
+        precision=options["precision"],
         out=options["out"],
         weights=options["weights"],
         samples=options["samples"],
@@ -89,5 +87,12 @@ def settings_from(texts: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             hint = "Write it as  --set onnx-fp16.keep_io=false"
             raise UsageError(f"'{text}' does not set an option.", hint=hint)
-        settings[name.strip()] = yaml.safe_load(value)
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as cause:
+            raise UsageError(
+                f"The value in '{text}' cannot be read.",
+                why=str(getattr(cause, "problem", None) or cause),
+                hint=f"Quote it:  --set '{name.strip()}=\"text\"'",
+            ) from cause
     return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -129,11 +130,13 @@ class Climb:
             source = self._resolved(source)
         self.listener.stage(f"{step.name} ({rung.name})")
         work = Work(
-            LazySamples(self.recorder),
-            self._load,
-            note,
-            self.listener.progress,
-            self.recorder.source,
+            samples=LazySamples(self.recorder),
+            load=self._load,
+            note=note,
+            progress=lambda what, done, total: self.listener.progress(
+                f"{step.name}: {what}", done, total
+            ),
+            recorded=self.recorder.source,
         )
         _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
         made = self._describe(step, self._resolved(source), out, target[1])
@@ -167,7 +170,8 @@ class Climb:
             kept = self.place.reject(result)
             chosen.why = (*chosen.why, f"Kept for inspection: {kept}")
             chosen.hint = (
-                f"Look where it begins:  convkit verify {self.recorder.path} {kept} --bisect\n"
+                f"Look where it begins:  convkit verify {self.recorder.words} "
+                f"{shlex.quote(str(kept))} --bisect\n"
                 "Or compare on real inputs:  --samples inputs.npz"
             )
         return chosen

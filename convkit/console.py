@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,7 +67,11 @@ class Progressing:
 
 @contextmanager
 def progressing(*, is_quiet: bool, is_verbose: bool) -> Iterator[Progressing]:
-    """A listener that draws on standard error, and clears up behind itself."""
+    """A listener that draws on standard error, and clears up behind itself.
+
+    Whatever models and frameworks print meanwhile goes to standard error too: standard output is
+    for the result alone.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -75,8 +80,25 @@ def progressing(*, is_quiet: bool, is_verbose: bool) -> Iterator[Progressing]:
     )
     console = Console(stderr=True, highlight=False)
     is_hidden = is_quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
+    progress = Progress(
+        *columns, console=console, transient=True, disable=is_hidden, redirect_stdout=False
+    )
+    with progress, _stdout_on_stderr():
         yield Progressing(progress, is_verbose=is_verbose)
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Sends standard output to standard error, of libraries in C and of child processes as well."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_error(error: ConvkitError) -> None:

@@ -119,7 +119,7 @@ class ExposedNetwork(Exposed):
 
 
 def _catch(into: list[Any]) -> Callable[..., None]:
-    from convkit.formats.torch_runner import named_tensors, to_array
+    from convkit.torch_values import named_tensors, to_array
 
     def hook(module: Any, arguments: Any, result: Any) -> None:
         found = named_tensors(result)

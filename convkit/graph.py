@@ -242,12 +242,21 @@ def detect(
         graph: other than the installed one, for tests.
 
     Raises:
-        ModelError: missing, empty, or of no known format.
+        ModelError: missing, empty, not readable, or of no known format.
         UsageError: a hub name, or weights without a factory.
     """
-    graph = graph or discover()
-    opening = opening or Opening()
-    text = str(model)
+    try:
+        return _detect(str(model), weights, opening or Opening(), graph or discover())
+    except OSError as cause:  # no permission, a name of a thousand letters, a failing disk
+        raise ModelError(
+            f"{cause.filename or model} cannot be read: {cause.strerror or cause}.",
+            hint=f"Look at it:  ls -ld {cause.filename or model}",
+        ) from cause
+
+
+def _detect(
+    text: str, weights: str | Path | None, opening: Opening, graph: ConverterGraph
+) -> Artifact:
     if text.startswith("hf://"):
         raise UsageError(
             f"{text} lies on a hub; this version converts local models only.",

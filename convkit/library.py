@@ -80,12 +80,12 @@ def _recipe(
     trust: bool = False,
     force: bool = False,
 ) -> Recipe:
-    from convkit.recipe import Recipe
+    from convkit import recipe
 
-    return Recipe(
+    return recipe.make(
         model=str(model),
         to=to,
-        precision=Precision(precision) if precision else None,
+        precision=precision,
         out=Path(out) if out else None,
         weights=str(weights) if weights else None,
         samples=Path(samples) if samples else None,

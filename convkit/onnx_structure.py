@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from convkit.errors import ModelError, UnsafeError
+from convkit.errors import ModelError
+from convkit.onnx_external import check_external
 from convkit.protobuf import (
     BYTES,
     VARINT,
@@ -53,7 +56,7 @@ def read_structure(path: Path) -> onnx.ModelProto:
     """The model at `path`; the weights stay where they are, as references relative to its folder.
 
     Raises:
-        ModelError: the file is missing, empty, truncated or no ONNX model.
+        ModelError: the file is missing, empty, truncated or no ONNX model, or lacks weights.
         UnsafeError: a weight lies outside the model's folder.
     """
     import onnx
@@ -68,7 +71,7 @@ def read_structure(path: Path) -> onnx.ModelProto:
         _refuse(path, str(cause), cause)
     if not proto.ir_version or not proto.HasField("graph"):
         _refuse(path, "it holds no graph", None)
-    _check_references(path, proto)
+    check_external(path, _references(proto))
     return proto
 
 
@@ -141,42 +144,24 @@ def external_entries(entries: dict[str, str]) -> bytes:
     return b"".join(written) + encode_varint(_TENSOR_LOCATION << 3 | VARINT) + encode_varint(1)
 
 
-def _check_references(path: Path, proto: onnx.ModelProto) -> None:
-    """Every weight in another file lies inside the model's folder, and is all there."""
-    folder = path.parent.resolve()
-    sizes: dict[str, int] = {}
+@dataclass(frozen=True)
+class _Reference:
+    """A weight of the model that lies outside the protobuf."""
+
+    name: str
+    external: Mapping[str, str]
+    dense_bytes: int
+
+
+def _references(proto: onnx.ModelProto) -> Iterator[_Reference]:
+    import onnx_ir as ir
+
     for tensor in proto.graph.initializer:
-        if tensor.data_location != 1:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if location not in sizes:
-            sizes[location] = _checked_size(folder, location, path)
-        need = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-        if need > sizes[location]:
-            raise ModelError(
-                f"The weights of {path} are incomplete.",
-                why=f"'{tensor.name}' ends at byte {need}, {location} has {sizes[location]}.",
-                hint=f"Copy {location} again, beside {path.name}.",
-            )
-
-
-def _checked_size(folder: Path, location: str, path: Path) -> int:
-    file = (folder / location).resolve()
-    if not location or os.path.isabs(location) or folder not in file.parents:
-        raise UnsafeError(
-            f"{path} reads its weights from outside its own folder.",
-            why=f"The location is '{location}'.",
-            hint="Save the model again with its weights beside it.",
-        )
-    try:
-        return file.stat().st_size
-    except OSError as cause:
-        raise ModelError(
-            f"The weights of {path} are missing.",
-            why=f"They should lie in {file}.",
-            hint=f"Copy {location} beside {path.name}.",
-        ) from cause
+        if tensor.data_location == tensor.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            bits = ir.DataType(tensor.data_type).bitwidth
+            size = -(-math.prod(tensor.dims) * bits // 8)
+            yield _Reference(tensor.name, entries, size)
 
 
 def array_of(tensor: Any, folder: Path) -> np.ndarray[Any, Any]:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 WRITTEN_IR = 10
 """The IR version written where nothing asks for more; ONNX Runtime 1.18 and later load it."""
 
-WRITTEN_OPSET = 20
-"""The opset exporters are asked for."""
-
 _NEW_IN_IR: Mapping[str, int] = {
     "float4_e2m1fn": 11, "float8_e8m0fnu": 12, "uint2": 13, "int2": 13,
     "float6_e2m3fn": 14, "float6_e3m2fn": 14,

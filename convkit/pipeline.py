@@ -52,11 +52,12 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
             hint="Ask for another format or precision:  --to FORMAT  --fp16",
         )
     _check_options_are_used(options, route)
-    for step in route.steps:
-        if recipe.opset is not None and "opset" in step.options:
-            options.setdefault(step.name, {}).setdefault("opset", recipe.opset)
+    if recipe.opset is not None:
+        _set_opset(recipe.opset, route, options)
     destination = recipe.out or _default_destination(recipe, source, route, converters)
-    return Plan(recipe, source, route, destination.expanduser().absolute(), options)
+    destination = destination.expanduser().absolute()
+    _check_source_survives(source, destination)
+    return Plan(recipe, source, route, destination, options)
 
 
 def run(
@@ -145,6 +146,34 @@ def _check_options_are_used(options: Mapping[str, Any], route: Route) -> None:
     unused = [name for name in options if name not in names]
     if unused:
         raise UsageError(f"--set {unused[0]}... has no effect: the route is {' -> '.join(names)}.")
+
+
+def _set_opset(opset: int, route: Route, options: dict[str, dict[str, Any]]) -> None:
+    takers = [step.name for step in route.steps if "opset" in step.options]
+    if not takers:
+        names = " -> ".join(step.name for step in route.steps)
+        raise UsageError(
+            f"--opset {opset} has no effect: the route is {names}, which keeps the opset it finds.",
+            hint="Leave --opset out.",
+        )
+    for name in takers:
+        options.setdefault(name, {}).setdefault("opset", opset)
+
+
+def _check_source_survives(source: Artifact, destination: Path) -> None:
+    """A result never takes the place of what it was made from, `--force` or not.
+
+    Raises:
+        UsageError: the destination is the source, one of its data files, or a folder around it.
+    """
+    made = destination.resolve()
+    for path in (source.path, *source.data_files):
+        used = path.resolve()
+        if used == made or made in used.parents:
+            raise UsageError(
+                f"{destination} is the source model, or holds it; the result would replace it.",
+                hint="Write elsewhere:  -o PATH",
+            )
 
 
 def _default_destination(

@@ -56,6 +56,24 @@ class Recipe(BaseModel):
         return graph.opening_of(self.inputs, self.samples, self.trust)
 
 
+def make(**fields: Any) -> Recipe:
+    """A recipe from fields that a user gave one by one.
+
+    Raises:
+        UsageError: a value is not one that its field takes.
+    """
+    try:
+        return Recipe(**fields)
+    except ValidationError as cause:
+        problem = cause.errors()[0]
+        field = str(problem["loc"][0])
+        raise UsageError(
+            f"{fields[field]!r} is no {field} to ask for.",
+            why=str(problem["msg"]),
+            hint="See:  convkit convert --help",
+        ) from cause
+
+
 def read(path: Path, settings: Mapping[str, Any] | None = None) -> Recipe:
     """Reads a recipe; relative paths in it are taken from the recipe's own folder.
 

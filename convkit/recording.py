@@ -47,6 +47,11 @@ class Recorder:
         return self._source.path
 
     @property
+    def words(self) -> str:
+        """How a command line names the source."""
+        return self._source.words
+
+    @property
     def has_failed(self) -> bool:
         """Whether the source could not be run: no way of converting it will help."""
         return self._failure is not None
@@ -85,7 +90,8 @@ class Recorder:
         except ChildDiedError as cause:
             raise StepError(
                 f"The process that ran the source model {cause}.",
-                hint="A kill by the system means that memory ran out; see  convkit doctor",
+                why="A kill by the system (signal 9) means that memory ran out.",
+                hint="See what this machine has:  convkit doctor",
             ) from cause
         self.peak_rss_mib = self._child.peak_rss_mib
         return recording

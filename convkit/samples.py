@@ -23,6 +23,11 @@ _SPATIAL = ("height", "width", "depth", "h", "w")
 _BATCHES = (1, 3, 2, 4, 8, 12, 16, 1, 3, 2)
 _LENGTHS = (16, 12, 7, 16, 11, 24, 32, 128, 640, 1601)
 _SIDES = (64, 96, 67, 128, 160, 224, 256, 512, 640, 448)
+_LENGTH_STEP, _SIDE_STEP = 2, 32
+"""Odd stays odd; networks that halve an image five times still can."""
+_INVENTED = re.compile(r"_dim\d+$")
+"""Dimensions that a file leaves nameless are called `<value>_dim<axis>`: many are one and the same
+size (ids and their mask), so they are not set apart."""
 _DEFAULT_IDS = (0, 100)
 
 
@@ -75,19 +80,35 @@ def is_spatial(name: str) -> bool:
 def shape_sets(specs: Sequence[TensorSpec]) -> Iterator[Sizes]:
     """Sizes to try a model at, most telling first: batch 1, batch 3, an odd length with batch 2.
 
-    More follow for models that refuse some (a network may want its batch in fours, or long audio);
-    the caller stops when enough were accepted. Without dynamic dimensions there is one empty set.
+    Within a set, dimensions of different names differ in size, so that mixing two up shows. More
+    sets follow for models that refuse some: with sizes alike (an image may have to be square), a
+    batch in fours, long audio; the caller stops when enough were accepted. Without dynamic
+    dimensions there is one empty set.
     """
-    names = dynamic_names(specs)
-    if not names:
+    if not dynamic_names(specs):
         yield {}
         return
+    apart, alike = (
+        [_sizes(specs, *sizes, step) for sizes in zip(_BATCHES, _LENGTHS, _SIDES, strict=True)]
+        for step in (1, 0)
+    )
+    if apart == alike:
+        alike = []
+    yield from (*apart[:3], *alike[:3], *apart[3:], *alike[3:])
+
+
+def _sizes(specs: Sequence[TensorSpec], batch: int, length: int, side: int, step: int) -> Sizes:
+    """One set; lengths and sides grow by `step` times their least difference from name to name."""
     batches = batch_names(specs)
-    for batch, length, side in zip(_BATCHES, _LENGTHS, _SIDES, strict=True):
-        yield {
-            name: batch if name in batches else side if is_spatial(name) else length
-            for name in names
-        }
+    others = [name for name in dynamic_names(specs) if name not in batches]
+    sides = [name for name in others if is_spatial(name)]
+    lengths = [name for name in others if not is_spatial(name) and not _INVENTED.search(name)]
+    return (
+        dict.fromkeys(others, length)
+        | {name: length + step * _LENGTH_STEP * i for i, name in enumerate(lengths)}
+        | {name: side + step * _SIDE_STEP * i for i, name in enumerate(sides)}
+        | dict.fromkeys(batches, batch)
+    )
 
 
 def batch_names(specs: Sequence[TensorSpec]) -> set[str]:

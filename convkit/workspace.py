@@ -22,6 +22,13 @@ _PREFIX = ".convkit-"
 _UNLOCKED_PREFIX = ".convkit_new-"
 _REJECTED = ".rejected"
 
+_UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""A place that may not be written, or is none: a file where a folder was due, /proc, a name of a
+thousand letters."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -78,8 +85,12 @@ def workspace(destination: Path, *, force: bool) -> Iterator[Workspace]:
             f"{destination} exists already.",
             hint="Replace it:  --force      or write elsewhere:  -o PATH",
         )
-    with _disk_errors(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.is_dir() and not manifest_of(destination).exists():
+        raise UsageError(
+            f"{destination} is a folder that convkit did not make, so it is not replaced.",
+            hint=f"Write into it:  -o {destination / 'NAME'}",
+        )
+    with _disk_errors(destination), _parents_of(destination):
         _remove_abandoned(destination.parent)
         folder, lock = _locked_folder(destination.parent)
         try:
@@ -90,10 +101,28 @@ def workspace(destination: Path, *, force: bool) -> Iterator[Workspace]:
                 os.close(lock)
 
 
+@contextmanager
+def _parents_of(destination: Path) -> Iterator[None]:
+    """Makes the folders above a destination; those it made go again if the block fails."""
+    made = [folder for folder in destination.parents if not folder.exists()]
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: something else was written meanwhile
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def manifest_of(destination: Path) -> Path:
+    """Where the manifest of an artifact at `destination` lies."""
+    return destination.with_name(destination.name + MANIFEST_SUFFIX)
+
+
 def companions_of(destination: Path) -> tuple[Path, ...]:
     """Files that belong to an artifact at `destination`: external data and manifest."""
-    names = (destination.name + ".data", destination.name + MANIFEST_SUFFIX)
-    return tuple(destination.with_name(name) for name in names)
+    return (destination.with_name(destination.name + ".data"), manifest_of(destination))
 
 
 @contextmanager
@@ -108,13 +137,21 @@ def _disk_errors(destination: Path) -> Iterator[None]:
                 why="The unfinished result was removed; nothing else was touched.",
                 hint="Free some space, or choose another place:  -o PATH",
             ) from cause
-        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if cause.errno in _UNWRITABLE and _is_about(cause, destination):
             raise ResourceError(
                 f"{destination} cannot be written.",
                 why=str(cause),
                 hint="Choose a place you may write to:  -o PATH",
             ) from cause
         raise
+
+
+def _is_about(error: OSError, destination: Path) -> bool:
+    """Whether the path in a system's error is the destination, above it, or in its folder."""
+    if error.filename is None:
+        return True
+    path = Path(os.fsdecode(error.filename))
+    return path in destination.parents or destination.parent in path.parents
 
 
 def is_disk_full(error: BaseException | None) -> bool:

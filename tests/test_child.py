@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import child_work
 import pytest
@@ -44,6 +47,24 @@ def test_an_error_of_convkit_comes_back_as_it_was() -> None:
 def test_a_process_without_an_answer_is_reported_with_how_it_ended(function, words: str) -> None:
     with pytest.raises(ChildDiedError, match=words):
         Child(function).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends orphans")
+def test_it_ends_with_a_parent_that_is_killed() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import time, child_work\n"
+        "from convkit.child import Child\n"
+        "child = Child(child_work.sleep); time.sleep(1); print(child._process.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        number = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{number}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{number}").exists()
 
 
 def test_a_stopped_process_is_gone() -> None:

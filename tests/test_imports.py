@@ -22,8 +22,8 @@ FRAMEWORKS = frozenset(
     )
 )  # fmt: skip
 
-# What a room may import beside its own modules. The last three are knowledge of file layouts that
-# formats and passes share.
+# What a room may import beside its own modules. What follows `samples` is knowledge of file layouts
+# and of frameworks' values that rooms share.
 FOUNDATION = frozenset(
     (
         "",
@@ -32,9 +32,14 @@ FOUNDATION = frozenset(
         "errors",
         "samples",
         "protobuf",
+        "onnx_external",
         "onnx_structure",
         "onnx_typing",
         "safetensors_file",
+        "naming",
+        "torch_values",
+        "torchscript_module",
+        "torchscript_signature",
     )
 )
 
@@ -45,9 +50,14 @@ NARROW = {
     "step": frozenset(("artifact", "errors")),
     "protobuf": frozenset(("errors",)),
     "safetensors_file": frozenset(("errors",)),
+    "naming": frozenset(),
+    "torch_values": frozenset(("naming",)),
+    "torchscript_module": frozenset(),
+    "torchscript_signature": frozenset(("artifact",)),
     "samples": frozenset(("artifact", "errors", "step")),
     "metrics": frozenset(("errors",)),
-    "onnx_structure": frozenset(("errors", "protobuf")),
+    "onnx_external": frozenset(("errors",)),
+    "onnx_structure": frozenset(("errors", "onnx_external", "protobuf")),
     "onnx_typing": frozenset(("errors", "protobuf", "onnx_structure")),
 }
 

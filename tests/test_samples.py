@@ -44,6 +44,30 @@ def test_a_dimension_called_batch_is_the_only_one_where_there_is_one() -> None:
     assert samples.batch_names(specs) == {"batch"}
 
 
+def test_dimensions_of_different_names_differ_in_every_early_set() -> None:
+    decoder = TensorSpec("decoder_ids", "int64", ("batch", "decoder_sequence"))
+    for sizes in list(samples.shape_sets([IDS, decoder, IMAGE]))[:3]:
+        assert sizes["sequence"] != sizes["decoder_sequence"]
+        assert sizes["height"] != sizes["width"]
+
+
+def test_odd_lengths_and_sides_stay_odd_for_every_name() -> None:
+    decoder = TensorSpec("decoder_ids", "int64", ("batch", "decoder_sequence"))
+    odd = list(samples.shape_sets([IDS, decoder, IMAGE]))[2]
+    assert all(size % 2 for name, size in odd.items() if name != "batch")
+
+
+def test_models_that_want_sizes_alike_are_offered_batch_one_three_and_an_odd_length_too() -> None:
+    alike = [s for s in samples.shape_sets([IMAGE]) if s["height"] == s["width"]]
+    assert [sizes["batch"] for sizes in alike[:2]] == [1, 3]
+    assert alike[2]["height"] % 2 == 1
+
+
+def test_nameless_dimensions_are_taken_for_one_and_the_same() -> None:
+    specs = [TensorSpec(n, "int64", ("batch", f"{n}_dim1")) for n in ("ids", "mask")]
+    assert all(s["ids_dim1"] == s["mask_dim1"] for s in samples.shape_sets(specs))
+
+
 def test_models_that_want_long_inputs_are_offered_some() -> None:
     assert max(sizes["sequence"] for sizes in samples.shape_sets([IDS])) > 1000
 

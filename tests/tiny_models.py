@@ -17,6 +17,17 @@ from convkit.artifact import Opening, TensorSpec
 _VOCABULARY_SIZE = 101
 
 
+TINY_TRANSFORMER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 120,
+    "max_position_embeddings": 64,
+}
+"""Sizes of transformers networks that build in milliseconds, as their configs take them."""
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """A small network and what it takes.

@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact
-from convkit.converters.torchscript_call import quiet_exporters, to_torch
+from convkit.converters.torchscript_call import quiet_exporters
 from convkit.errors import RungSkipped, UnsupportedError
 from convkit.step import Feeds, Package, Work, ladder, rung
+from convkit.torch_values import named_tensors, parameters_of, to_argument
+from convkit.torchscript_signature import EXTRA_FILE, Signature
 
 _TORCH = Package("torch", "torch")
 _TOLERANCE = 1e-3
 """Relative to the largest output: kernels may differ between eager and compiled, results not."""
 
-EXTRA_FILE = "convkit.json"
-"""Where the archive keeps the inputs and their ranges, which TorchScript itself forgets."""
-
 
 @rung("trace", needs=(_TORCH,))
 def _trace(source: Artifact, out: Path, work: Work) -> None:
-    """Traces the network, unless its Python code decides by the values of tensors.
-
-    Args:
-        source: the PyTorch model.
-        out: the TorchScript file to write.
-        work: samples, and where notes go.
-    """
+    """Traces the network, unless its Python code decides by the values of tensors."""
     network = work.load(source)
     traced, decisions = _traced(network, source, work)
     if decisions:
@@ -46,13 +38,7 @@ def _trace(source: Artifact, out: Path, work: Work) -> None:
 
 @rung("script", needs=(_TORCH,))
 def _script(source: Artifact, out: Path, work: Work) -> None:
-    """Compiles the network's Python source, branches and loops included.
-
-    Args:
-        source: the PyTorch model.
-        out: the TorchScript file to write.
-        work: samples, and where notes go.
-    """
+    """Compiles the network's Python source, branches and loops included."""
     import torch
 
     network = work.load(source)
@@ -72,13 +58,7 @@ def _script(source: Artifact, out: Path, work: Work) -> None:
 
 @rung("trace-fixed", needs=(_TORCH,))
 def _trace_fixed(source: Artifact, out: Path, work: Work) -> None:
-    """Traces although decisions by tensor values become fixed; says where.
-
-    Args:
-        source: the PyTorch model.
-        out: the TorchScript file to write.
-        work: samples, and where notes go.
-    """
+    """Traces although decisions by tensor values become fixed; says where."""
     network = work.load(source)
     traced, decisions = _traced(network, source, work)
     if not decisions:
@@ -110,7 +90,7 @@ def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]
         try:
             traced = torch.jit.trace(
                 network,
-                example_kwarg_inputs=_tensors(network, sample),
+                example_kwarg_inputs=_arguments(network, sample),
                 strict=False,
                 check_trace=False,
             )
@@ -135,23 +115,20 @@ def _check(network: Any, compiled: Any, work: Work) -> None:
         UnsupportedError: they differ, or the compiled one fails.
     """
     import torch
-    from torch.utils import _pytree
 
     for feeds in work.samples:
-        arguments = _tensors(network, feeds)
+        arguments = _arguments(network, feeds)
         with torch.no_grad(), _quiet():
-            expected = _pytree.tree_leaves(network(**arguments))
+            expected = named_tensors(network(**arguments))
             try:
-                got = _pytree.tree_leaves(compiled(**arguments))
+                got = named_tensors(compiled(**arguments))
             except RuntimeError as cause:
                 raise _differs(feeds, str(cause).strip().splitlines()[-1]) from cause
-        expected = [t for t in expected if isinstance(t, torch.Tensor)]
-        got = [t for t in got if isinstance(t, torch.Tensor)]
-        if [t.shape for t in expected] != [t.shape for t in got]:
+        if [t.shape for _, t in expected] != [t.shape for _, t in got]:
             raise _differs(feeds, "other shapes")
-        for index, (left, right) in enumerate(zip(expected, got, strict=True)):
+        for (name, left), (_, right) in zip(expected, got, strict=True):
             if not _close(left, right):
-                raise _differs(feeds, f"other values in output {index}")
+                raise _differs(feeds, f"other values in '{name}'")
 
 
 def _close(left: Any, right: Any) -> bool:
@@ -178,31 +155,18 @@ def _example(work: Work) -> Feeds:
     return work.samples[1] if len(work.samples) > 1 else work.samples[0]
 
 
-def _tensors(network: Any, feeds: Feeds) -> dict[str, Any]:
+def _arguments(network: Any, feeds: Feeds) -> dict[str, Any]:
     """Arguments by name; a parameter annotated as a number takes a Python number."""
-    import inspect
-
-    numbers: Mapping[Any, Any] = {k: k for k in (int, float, bool)} | {
-        k.__name__: k for k in (int, float, bool)
-    }
-    parameters = inspect.signature(network.forward).parameters
-    arguments = {}
-    for name, array in feeds.items():
-        convert = numbers.get(parameters[name].annotation) if name in parameters else None
-        arguments[name] = convert(array.item()) if convert else to_torch(array)
-    return arguments
+    numbers = parameters_of(network)
+    return {name: to_argument(array, numbers.get(name)) for name, array in feeds.items()}
 
 
 def _save(module: Any, out: Path, source: Artifact, work: Work) -> None:
     import torch
 
-    document = {
-        "inputs": [spec.to_json() for spec in source.inputs],
-        "outputs": [spec.to_json() for spec in source.outputs],
-        "ranges": _ranges(work.samples),
-    }
+    signature = Signature(source.inputs, source.outputs, _ranges(work.samples))
     with quiet_exporters():
-        torch.jit.save(module, str(out), _extra_files={EXTRA_FILE: json.dumps(document)})
+        torch.jit.save(module, str(out), _extra_files={EXTRA_FILE: signature.to_text()})
 
 
 def _ranges(samples: Sequence[Feeds]) -> dict[str, tuple[int, int]]:

@@ -7,15 +7,12 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convkit.artifact import Artifact, TensorSpec
+from convkit.converters.torch_graph_log import graph_log_off
 from convkit.step import Feeds, Work
-
-if TYPE_CHECKING:
-    import numpy as np
-
-_NUMBERS = {"int": int, "float": float, "bool": bool}
+from convkit.torch_values import NUMBERS, to_tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Call:
         """Arguments that are Python numbers, not tensors."""
         fed = {spec.name for spec in self.specs}
         arguments = self._arguments()
-        return tuple(a.name for a in arguments if a.name in fed and str(a.type) in _NUMBERS)
+        return tuple(a.name for a in arguments if a.name in fed and str(a.type) in NUMBERS)
 
     def arguments(self, feeds: Feeds, *, numbers: bool) -> tuple[Any, ...]:
         """Positional arguments; None for an optional one that is not fed.
@@ -65,13 +62,13 @@ class Call:
         """
         values: list[Any] = []
         for argument in self._arguments():
-            convert = _NUMBERS.get(str(argument.type))
+            convert = NUMBERS.get(str(argument.type))
             if argument.name not in feeds:
                 values.append(None)
             elif convert is not None and numbers:
                 values.append(convert(feeds[argument.name].item()))
             else:
-                values.append(to_torch(feeds[argument.name]))
+                values.append(to_tensor(feeds[argument.name]))
         while values and values[-1] is None:
             values.pop()
         return tuple(values)
@@ -110,31 +107,16 @@ def private_copy(call: Call) -> Call:
     return replace(call, module=module)
 
 
-def to_torch(array: np.ndarray[Any, Any]) -> Any:
-    """The array as a tensor of its own memory; bfloat16 (ml_dtypes) by its bits."""
-    import numpy as np
-    import torch
-
-    owned = np.array(array, order="C", copy=True)
-    if owned.dtype.name == "bfloat16":
-        return torch.from_numpy(owned.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(owned)
-
-
 @contextlib.contextmanager
 def quiet_exporters() -> Iterator[None]:
     """Keeps exporters from writing to the terminal: deprecations, graphs, progress."""
     import logging
 
-    import torch
-
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    # torch.onnx 2.13 turns its C++ log of whole graphs on by mistake: it tests a function's truth
-    log = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = lambda *_: None
     try:
         with (
+            graph_log_off(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
@@ -142,5 +124,4 @@ def quiet_exporters() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch._C._jit_onnx_log = log
         logging.disable(disabled)

@@ -8,55 +8,48 @@ but the state itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from convkit.errors import UnsupportedError
-
-Path = tuple[str, ...]
-"""Where an attribute hangs: names from the outermost module down."""
+from convkit.torchscript_module import AttributePath, attribute_path, has_reset, nodes_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rewrite:
     """What `make_functional` changed.
 
     Attributes:
         state: attributes that no longer survive a call, dotted.
         refusals: number of checks that would have raised and are gone.
-        fixed: arguments that became constants.
     """
 
-    state: list[str] = field(default_factory=list)
-    refusals: int = 0
-    fixed: dict[str, Any] = field(default_factory=dict)
+    state: list[str]
+    refusals: int
 
 
-def make_functional(module: Any, fixed: Mapping[str, Any] | None = None) -> Rewrite:
+def make_functional(module: Any) -> Rewrite:
     """Rewrites `module.forward` in place, so that a call reads and writes no attribute.
 
     Call it on a module of your own that was not run yet: PyTorch caches what it compiled.
 
     Args:
         module: a loaded ScriptModule; its `reset_states()`, if it has one, is called first.
-        fixed: argument name -> value to put in its place.
     """
     import torch
 
-    if _has_reset(module):
+    if has_reset(module):
         module.reset_states()
     graph = module.forward.graph
     torch._C._jit_pass_inline(graph)
-    state = _StateRemoval(graph, module)
-    done = Rewrite(state=state.run(), fixed=_fix_arguments(graph, fixed or {}))
-    done.refusals = _drop_refusals(graph.block())
+    state = _StateRemoval(graph, module).run()
+    refusals = _drop_refusals(graph.block())
     _flatten_dictionary(graph)
     torch._C._jit_pass_constant_propagation(graph)
     torch._C._jit_pass_peephole(graph, False)
     torch._C._jit_pass_dce(graph)
     torch._C._jit_pass_lint(graph)
-    return done
+    return Rewrite(state, refusals)
 
 
 def control_flow(module: Any) -> list[str]:
@@ -66,7 +59,7 @@ def control_flow(module: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def state_attributes(module: Any) -> list[Path]:
+def state_attributes(module: Any) -> list[AttributePath]:
     """Paths of the attributes that `forward` assigns, or changes in place."""
     graph = module.inlined_graph
     root = next(graph.inputs()).debugName()
@@ -89,26 +82,6 @@ def is_changed(value: Any) -> bool:
     )
 
 
-def attribute_path(node: Any, root: str) -> Path | None:
-    """Where the attribute of a GetAttr or SetAttr hangs; None if not below the module."""
-    path = [node.s("name")]
-    value = next(node.inputs())
-    while value.debugName() != root:
-        if value.node().kind() != "prim::GetAttr":
-            return None
-        path.append(value.node().s("name"))
-        value = value.node().input()
-    return tuple(reversed(path))
-
-
-def nodes_of(block: Any) -> Iterator[Any]:
-    """All nodes of a graph or block, those of branches and loops included."""
-    for node in block.nodes():
-        yield node
-        for inner in node.blocks():
-            yield from nodes_of(inner)
-
-
 class _StateRemoval:
     """Turns attributes that `forward` assigns or changes into values that flow through the graph.
 
@@ -120,7 +93,7 @@ class _StateRemoval:
         self._graph = graph
         self._module = module
         self._root = next(graph.inputs()).debugName()
-        self._types: dict[Path, Any] = {}
+        self._types: dict[AttributePath, Any] = {}
         self._dead: list[Any] = []
 
     def run(self) -> list[str]:
@@ -139,13 +112,13 @@ class _StateRemoval:
             node.destroy()
         return [".".join(path) for path in self._types]
 
-    def _path(self, node: Any) -> Path:
+    def _path(self, node: Any) -> AttributePath:
         path = attribute_path(node, self._root)
         if path is None:  # of an object the code made, such as torch.no_grad()
             return ("", next(node.inputs()).debugName(), node.s("name"))
         return path
 
-    def _initial_values(self) -> dict[Path, Any]:
+    def _initial_values(self) -> dict[AttributePath, Any]:
         import torch
 
         self._graph.setInsertPoint(next(self._graph.nodes()))
@@ -170,7 +143,7 @@ class _StateRemoval:
         clone.output().setType(value.type())
         return clone.output()
 
-    def _rewrite(self, block: Any, current: dict[Path, Any]) -> None:
+    def _rewrite(self, block: Any, current: dict[AttributePath, Any]) -> None:
         for node in list(block.nodes()):
             kind = node.kind()
             if kind == "prim::GetAttr" and self._path(node) in self._types:
@@ -184,7 +157,7 @@ class _StateRemoval:
             elif kind == "prim::Loop":
                 self._rewrite_loop(node, current)
 
-    def _rewrite_branches(self, node: Any, current: dict[Path, Any]) -> None:
+    def _rewrite_branches(self, node: Any, current: dict[AttributePath, Any]) -> None:
         blocks = list(node.blocks())
         assigned = [path for path in self._types if any(self._assigns(b, path) for b in blocks)]
         for block in blocks:
@@ -196,7 +169,7 @@ class _StateRemoval:
             current[path] = node.addOutput()
             current[path].setType(self._types[path])
 
-    def _rewrite_loop(self, node: Any, current: dict[Path, Any]) -> None:
+    def _rewrite_loop(self, node: Any, current: dict[AttributePath, Any]) -> None:
         block = next(node.blocks())
         assigned = [path for path in self._types if self._assigns(block, path)]
         inner = dict(current)
@@ -210,7 +183,7 @@ class _StateRemoval:
             current[path] = node.addOutput()
             current[path].setType(self._types[path])
 
-    def _assigns(self, block: Any, path: Path) -> bool:
+    def _assigns(self, block: Any, path: AttributePath) -> bool:
         return any(n.kind() == "prim::SetAttr" and self._path(n) == path for n in nodes_of(block))
 
 
@@ -252,20 +225,3 @@ def _flatten_dictionary(graph: Any) -> None:
     bundle.insertBefore(returned)
     bundle.output().setType(torch._C.TupleType([v.type() for v in values]))
     returned.replaceInput(0, bundle.output())
-
-
-def _fix_arguments(graph: Any, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    done = {}
-    for argument in list(graph.inputs())[1:]:
-        name = argument.debugName().split(".")[0]
-        if name in fixed and argument.uses():
-            graph.setInsertPoint(next(graph.nodes()))
-            argument.replaceAllUsesWith(graph.insertConstant(fixed[name]))
-            graph.setInsertPoint(graph.block())
-            done[name] = fixed[name]
-    return done
-
-
-def _has_reset(module: Any) -> bool:
-    schema = getattr(getattr(module, "reset_states", None), "schema", None)
-    return schema is not None and all(a.has_default_value() for a in schema.arguments[1:])

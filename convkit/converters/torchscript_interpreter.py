@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convkit.converters.torchscript_graph import Path, attribute_path, is_changed
+from convkit.converters.torchscript_graph import is_changed
 from convkit.converters.torchscript_operators import UnknownOperatorError, call_operator
 from convkit.errors import UnsupportedError
+from convkit.torchscript_module import AttributePath, attribute_path
 
 
 def interpreted(module: Any) -> Any:
@@ -50,7 +51,7 @@ class _Program:
     def __init__(self, module: Any, owner: Any) -> None:
         self._graph = module.inlined_graph
         self._root = next(self._graph.inputs()).debugName()
-        self._attributes: dict[Path, Any] = {}
+        self._attributes: dict[AttributePath, Any] = {}
         self._constants: dict[str, str] = {}
         named = (*module.named_parameters(), *module.named_buffers())
         self._known = {_identity(t): tuple(n.split(".")) for n, t in reversed(named) if t.numel()}
@@ -71,7 +72,7 @@ class _Program:
         results = [frame.values[value.debugName()] for value in self._graph.outputs()]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def attribute(self, owner: Any, path: Path) -> Any:
+    def attribute(self, owner: Any, path: AttributePath) -> Any:
         """The value of an attribute as loaded: a tensor, a plain value, or an object."""
         return _restored(owner, self._attributes.get(path, _Object(path)))
 
@@ -99,7 +100,7 @@ class _Program:
             for inner in node.blocks():
                 self._adopt(module, owner, inner)
 
-    def _adopt_attribute(self, module: Any, owner: Any, path: Path) -> None:
+    def _adopt_attribute(self, module: Any, owner: Any, path: AttributePath) -> None:
         import torch
 
         held = module
@@ -108,7 +109,7 @@ class _Program:
         if not isinstance(held, torch.jit.ScriptModule):
             self._attributes[path] = self._stored(held, owner, path)
 
-    def _stored(self, held: Any, owner: Any, path: Path) -> Any:
+    def _stored(self, held: Any, owner: Any, path: AttributePath) -> Any:
         """A value with its tensors registered, each once, and replaced by where they are."""
         from torch import Tensor, nn
 
@@ -156,14 +157,14 @@ def _identity(tensor: Any) -> tuple[Any, ...]:
 class _Stored:
     """Says that an attribute is a registered tensor at `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AttributePath) -> None:
         self.path = path
 
 
 class _Object:
     """A submodule (its path), or an object that the code made (path None)."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: AttributePath | None) -> None:
         self.path = path
         self.fields: dict[str, Any] = {}
 
@@ -175,7 +176,7 @@ class _Frame:
         self._program = program
         self._owner = owner
         self.values: dict[str, Any] = {}
-        self._assigned: dict[Path, Any] = {}
+        self._assigned: dict[AttributePath, Any] = {}
 
     def run(self, block: Any) -> None:
         for node in block.nodes():
@@ -216,7 +217,6 @@ class _Frame:
             value = self._program.attribute(self._owner, path)
             if hasattr(value, "dim") and is_changed(node.output()):
                 value = value.clone()  # a buffer changed in place would keep the change
-            path = (*owner.path, node.s("name"))
             self._assigned[path] = value
         self._set(node, [self._assigned[path]])
 

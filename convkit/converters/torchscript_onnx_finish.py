@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convkit.converters.torch_to_onnx.exported import ir_version_for
 from convkit.converters.torchscript_call import Call
+from convkit.naming import named_leaves
 from convkit.step import Work
-
-IR_LIMIT = 10
-"""ONNX Runtime 1.18 and later load IR version 10. Source: ONNX Runtime's compatibility table."""
+from convkit.torchscript_module import has_reset
 
 EXTERNAL_DATA_BYTES = 1 << 30
 """Weights above this go to one file beside the model; a protobuf message ends at 2 GiB."""
@@ -26,7 +26,8 @@ def finish(exported: Path, out: Path, call: Call, work: Work) -> None:
     import onnx
 
     model = onnx.load(str(exported))
-    model.ir_version = min(model.ir_version, IR_LIMIT)
+    opset = max(entry.version for entry in model.opset_import if not entry.domain)
+    model.ir_version = min(model.ir_version, ir_version_for(opset))
     names = _dimension_names(model.graph.input, call)
     _rename_dimensions(model, names)
     _correct_output_shapes(model, call)
@@ -100,7 +101,6 @@ def _correct_output_shapes(model: Any, call: Call) -> None:
 def _observed(call: Call) -> list[tuple[dict[str, int], list[tuple[int, ...]]]]:
     """Per sample: sizes of the dynamic dimensions, shapes of the outputs in order."""
     import torch
-    from torch.utils import _pytree
 
     runs = []
     for feeds in call.samples:
@@ -109,12 +109,12 @@ def _observed(call: Call) -> list[tuple[dict[str, int], list[tuple[int, ...]]]]:
             for name, size in zip(spec.shape, feeds[spec.name].shape, strict=False):
                 if isinstance(name, str):
                     sizes[name] = size
-        if hasattr(call.module, "reset_states"):
+        if has_reset(call.module):
             call.module.reset_states()
         with torch.no_grad():
             result = call.module(*call.arguments(feeds, numbers=True))
-        leaves = [leaf for leaf in _pytree.tree_leaves(result) if leaf is not None]
-        runs.append((sizes, [tuple(getattr(leaf, "shape", ())) for leaf in leaves]))
+        shapes = [tuple(getattr(leaf, "shape", ())) for _, leaf in named_leaves(result)]
+        runs.append((sizes, shapes))
     return runs
 
 

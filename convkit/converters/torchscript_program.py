@@ -12,9 +12,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from convkit.converters.torchscript_call import Call, quiet_exporters, to_torch
+from convkit.converters.torchscript_call import Call, quiet_exporters
 from convkit.converters.torchscript_graph import control_flow, state_attributes
 from convkit.errors import UnsupportedError
+from convkit.naming import named_leaves
+from convkit.torch_values import to_tensor
+from convkit.torchscript_module import has_reset
 
 
 def exported_program(call: Call, note: Callable[[str], None]) -> Any:
@@ -27,7 +30,7 @@ def exported_program(call: Call, note: Callable[[str], None]) -> Any:
     """
     from convkit.converters.torchscript_interpreter import interpreted
 
-    if hasattr(call.module, "reset_states"):
+    if has_reset(call.module):
         call.module.reset_states()
     failures: list[Exception] = []
     for build in (interpreted, _converted(call)):
@@ -94,7 +97,7 @@ def _export(inner: Any, call: Call) -> Any:
     from torch.export import Dim
 
     names = [spec.name for spec in call.specs]
-    example = tuple(to_torch(call.example[name]) for name in names)
+    example = tuple(to_tensor(call.example[name]) for name in names)
     module = _named(inner, call)
     axes = call.dynamic_axes()
     first: Exception | None = None
@@ -146,11 +149,9 @@ def _named(inner: Any, call: Call) -> Any:
 
 def _shaped(result: Any, call: Call) -> Any:
     """Results in plain containers: a named tuple, which graphs forget, becomes a dictionary."""
-    from torch.utils import _pytree
-
     if isinstance(result, Mapping):
         return dict(result)
     if call.outputs and not call.outputs[0].startswith("output"):
-        leaves = [leaf for leaf in _pytree.tree_leaves(result) if leaf is not None]
+        leaves = [leaf for _, leaf in named_leaves(result)]
         return dict(zip(call.outputs, leaves, strict=True))
     return result

@@ -32,14 +32,7 @@ _PROGRAM_OPSETS = range(18, 24)
 
 @rung("script-exporter", needs=(_TORCH, _ONNX))
 def _with_control_flow(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
-    """Exports graphs with branches and loops.
-
-    Args:
-        source: the TorchScript file.
-        out: the ONNX file to write.
-        work: samples, and where notes go.
-        opset: ONNX opset, 9 to 20.
-    """
+    """Exports graphs with branches and loops."""
     call = call_of(source, work)
     if not control_flow(call.module):
         raise RungSkipped("the graph has no control flow, so an exported program serves better")
@@ -48,14 +41,7 @@ def _with_control_flow(source: Artifact, out: Path, work: Work, *, opset: int = 
 
 @rung("exported-program", needs=(_TORCH, _ONNX, _ONNXSCRIPT))
 def _over_program(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
-    """Exports over `torch.export`.
-
-    Args:
-        source: the TorchScript file.
-        out: the ONNX file to write.
-        work: samples, and where notes go.
-        opset: ONNX opset, 18 to 23.
-    """
+    """Exports over `torch.export`."""
     import torch
 
     if opset not in _PROGRAM_OPSETS:
@@ -80,14 +66,7 @@ def _over_program(source: Artifact, out: Path, work: Work, *, opset: int = 20) -
 
 @rung("script-exporter-straight", needs=(_TORCH, _ONNX))
 def _without_control_flow(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
-    """Exports straight-line graphs with the script exporter, after the exported program failed.
-
-    Args:
-        source: the TorchScript file.
-        out: the ONNX file to write.
-        work: samples, and where notes go.
-        opset: ONNX opset, 9 to 20.
-    """
+    """Exports straight-line graphs with the script exporter, after the exported program failed."""
     call = call_of(source, work)
     if control_flow(call.module):
         raise RungSkipped("the script exporter was tried already")

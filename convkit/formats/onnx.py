@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact, Description, Opening, Precision
-from convkit.formats.onnx_external import check_external
 from convkit.formats.onnx_header import Header, is_onnx, read_header
 from convkit.formats.onnx_tensor import TensorHeader
 from convkit.formats.onnx_types import ANY_RANK
+from convkit.onnx_external import check_external
 from convkit.step import Format, Package, Runner
 
 _KNOWN_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")

@@ -19,10 +19,10 @@ from convkit.errors import (
     StepError,
     UnsupportedError,
 )
-from convkit.formats.onnx_external import check_external
 from convkit.formats.onnx_header import Header, read_header
 from convkit.formats.onnx_load_error import load_error, plain
 from convkit.formats.onnx_types import ANY_RANK, ELEMENT_NAMES
+from convkit.onnx_external import check_external
 from convkit.protobuf import encode_bytes
 from convkit.step import Feeds, Outputs, Runner, Sizes
 

@@ -47,11 +47,6 @@ def is_safetensors(path: Path) -> bool:
     )
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file holds weights in one of the forms PyTorch users save."""
-    return is_safetensors(path) or is_zip_pickle(path) or is_pickle(path)
-
-
 def read_safetensors(path: Path) -> dict[str, TensorHeader]:
     """Tensor headers of a safetensors file; its sizes are checked against the file's.
 
@@ -154,7 +149,7 @@ def load_state(path: Path, opening: Opening) -> dict[str, torch.Tensor]:
     loaded = load_pickle(path, trust=opening.trust and bool(headers.foreign))
     state = _at_key(path, loaded, opening.weights_key or "")
     if not isinstance(state, Mapping) or not _tensors(state):
-        raise _nested(path, nested_states(headers.tree))
+        raise _nested(path, nested_states(headers.tree), opening.weights_key or "")
     return _tensors(state)
 
 
@@ -236,21 +231,21 @@ def _at_key(path: Path, tree: Any, key: str) -> Any:
             keys = sorted(map(str, tree)) if isinstance(tree, Mapping) else []
             raise UsageError(
                 f"{path} has no key '{key}'.",
-                why=f"At '{part}' it has: {', '.join(keys[:12])}" if keys else (),
-                hint=f"Name another:  --weights {path.name}:KEY",
+                why=f"Where '{part}' was looked for it has: {', '.join(keys[:12])}" if keys else (),
+                hint=f"Name another:  --weights {path}:KEY",
                 known=keys,
             )
         tree = tree[part]
     return tree
 
 
-def _nested(path: Path, states: Mapping[str, Any]) -> UsageError:
+def _nested(path: Path, states: Mapping[str, Any], key: str) -> UsageError:
     keys = [key for key in states if key]
     best = max(keys, key=lambda key: len(states[key]), default="KEY")
     return UsageError(
-        f"{path} does not hold its weights at the top.",
+        f"{path} does not hold its weights {f'under {key!r}' if key else 'at the top'}.",
         why=f"Tensors lie under: {', '.join(keys[:8])}" if keys else "It holds no tensors.",
-        hint=f"Name the key:  --weights {path.name}:{best}",
+        hint=f"Name the key:  --weights {path}:{best}",
         keys=keys,
     )
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import Artifact, TensorSpec
 from convkit.errors import InputsUnknownError, ModelError, UnknownNameError, UsageError
 from convkit.formats.torch_checkpoint import fill, load_state
-from convkit.formats.torch_runner import Example, named_tensors, parameters_of, to_array
+from convkit.formats.torch_runner import Example
 from convkit.step import Feeds, Sizes
+from convkit.torch_values import named_tensors, parameters_of, to_array
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ def _find(name: str) -> Any:
     with _working_folder_importable():
         try:
             found: Any = importlib.import_module(module_name)
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:  # a script may end the process when imported
             raise _import_failure(module_name, cause) from cause
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -102,7 +103,7 @@ def _find(name: str) -> Any:
     return found
 
 
-def _import_failure(module: str, cause: Exception) -> ModelError:
+def _import_failure(module: str, cause: Exception | SystemExit) -> ModelError:
     missing = getattr(cause, "name", None) if isinstance(cause, ModuleNotFoundError) else None
     if missing and (module == missing or module.startswith(f"{missing}.")):
         return ModelError(
@@ -119,7 +120,7 @@ def _import_failure(module: str, cause: Exception) -> ModelError:
 def _call(name: str, factory: Any) -> Any:
     try:
         return factory()
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         hint = ""
         if isinstance(cause, TypeError) and "argument" in str(cause):
             hint = "A factory is called without arguments: write a function that gives them."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,10 @@ def read_config(path: Path) -> dict[str, Any]:
         keys = ", ".join(list(config)[:8]) if isinstance(config, dict) else type(config).__name__
         raise ModelError(
             f"{file} names neither 'architectures' nor 'model_type', so its network is unknown.",
-            why=f"It holds: {keys or 'nothing'}",
+            why=f"It holds: {keys or 'nothing'}"
+            if isinstance(config, dict)
+            else f"It is a {keys}.",
+            hint="Copy config.json from where the weights come from.",
         )
     return config
 
@@ -194,6 +197,7 @@ def _from_pretrained(artifact: Artifact, kind: Any) -> Any:
                 local_files_only=True,
                 dtype="auto",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
                 **({"trust_remote_code": True} if artifact.opening.trust else {}),
             )
     except Exception as cause:
@@ -203,7 +207,7 @@ def _from_pretrained(artifact: Artifact, kind: Any) -> Any:
             why=f"{type(cause).__name__}: {first[:400]}",
         ) from cause
     missing = sorted(info.get("missing_keys") or ())
-    shapes = [str(entry) for entry in info.get("mismatched_keys") or ()]
+    shapes = [_shape_difference(entry) for entry in sorted(info.get("mismatched_keys") or ())]
     if missing and not shapes and all(key.startswith("pooler.") for key in missing):
         # A sentence encoder saved without the pooler that its class has: leave the pooler out.
         network.pooler = None
@@ -217,6 +221,12 @@ def _from_pretrained(artifact: Artifact, kind: Any) -> Any:
             hint="Does 'architectures' in config.json name the network these weights are from?",
         )
     return network
+
+
+def _shape_difference(entry: tuple[str, Sequence[int], Sequence[int]]) -> str:
+    """Source: `mismatched_keys` of transformers' loading info: (key, shape in file, own shape)."""
+    key, in_file, own = entry
+    return f"{key}: file {'x'.join(map(str, in_file))}, network {'x'.join(map(str, own))}"
 
 
 def _network_class(path: Path, config: Mapping[str, Any], *, trust: bool) -> Any:
@@ -248,10 +258,12 @@ def _network_class(path: Path, config: Mapping[str, Any], *, trust: bool) -> Any
         return transformers.AutoModel
     wanted = str(names[0] if names else config.get("model_type"))
     known = [name for name in dir(transformers) if not name.startswith("_")]
-    near = difflib.get_close_matches(wanted, known, n=1)
+    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.8)
     raise UnsupportedError(
         f"transformers {transformers.__version__} has no architecture {wanted}.",
-        hint=f"Did you mean '{near[0]}' in config.json?" if near else "Update transformers.",
+        hint=f"Did you mean '{near[0]}' in config.json?"
+        if near
+        else "pip install --upgrade transformers",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from convkit.errors import ConvkitError, ModelError, UnsafeError
 from convkit.formats.torch_unpickling import Inert, TensorHeader, Unpickled, unpickle
+from convkit.formats.zip_bomb import refuse_bomb
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first pickle of a legacy file: the number 0x1950A86A20F9469CFC6C.
@@ -84,10 +85,10 @@ def read_pickled_stream(stream: BinaryIO, path: Path, *, trust: bool = False) ->
             f"{path} is damaged: its zip archive cannot be read.", why=str(cause)
         ) from cause
     except Exception as cause:  # damage in a container shows as nearly any exception
-        size = path.stat().st_size
+        size, root = path.stat().st_size, cause.__cause__ or cause
         raise ModelError(
             f"{path} is damaged: its pickle cannot be read.",
-            why=f"The file has {size} bytes; reading stopped with {cause or type(cause).__name__}",
+            why=f"The file has {size} bytes; reading stopped with {type(root).__name__}: {root}",
             hint="Copy or download it again, and compare the sizes.",
             size_bytes=size,
         ) from cause
@@ -148,6 +149,7 @@ def _read_zip(path: Path, stream: BinaryIO, on_foreign: Callable[[str], None] | 
                 f"{path} is a zip archive without a PyTorch pickle.",
                 why=f"It holds {', '.join(archive.namelist()[:5]) or 'nothing'}.",
             )
+        refuse_bomb(path, archive.getinfo(entry))
         pickled = unpickle(io.BytesIO(archive.read(entry)), on_foreign)
         root = entry.removesuffix("data.pkl")
         sizes = {item.filename: item.file_size for item in archive.infolist()}

@@ -18,6 +18,7 @@ from convkit.artifact import Artifact, Description, Dimension, Precision, Tensor
 from convkit.errors import ModelError
 from convkit.formats.torch_program_safety import check_archive, check_program
 from convkit.formats.torch_runner import Example
+from convkit.naming import named_leaves
 from convkit.step import Feeds, Sizes
 
 if TYPE_CHECKING:
@@ -52,18 +53,8 @@ def describe_program(path: Path, *, trust: bool = False) -> Description:
     """
     program, weights = _read(path, trust)
     graph = program["graph_module"]["graph"]
-    signature = program["graph_module"]["signature"]
     values = graph["tensor_values"]
-    users = [
-        entry["user_input"]["arg"]["as_tensor"]["name"]
-        for entry in signature["input_specs"]
-        if "as_tensor" in entry.get("user_input", {}).get("arg", {})
-    ]
-    results = [
-        entry["user_output"]["arg"]["as_tensor"]["name"]
-        for entry in signature["output_specs"]
-        if "as_tensor" in entry.get("user_output", {}).get("arg", {})
-    ]
+    users, results = (_tensor_names(program, side) for side in ("input", "output"))
     names = _dimension_names(values, users)
     elements: dict[str, int] = {}
     for entry in weights.values():
@@ -76,13 +67,11 @@ def describe_program(path: Path, *, trust: bool = False) -> Description:
     for node in graph["nodes"]:
         short = node["target"].removeprefix("torch.ops.")
         operators[short] = operators.get(short, 0) + 1
-    outputs = _output_names(program, results)
+    outputs = zip(_output_names(program), results, strict=True)
     return Description(
         Precision.of_weights(elements),
         inputs=tuple(_spec(name, values[name], names) for name in users),
-        outputs=tuple(
-            _spec(given, values[name], names) for given, name in zip(outputs, results, strict=True)
-        ),
+        outputs=tuple(_spec(given, values[name], names) for given, name in outputs),
         parameter_count=sum(n for dtype, n in elements.items() if not dtype.startswith("int")),
         operators=operators,
         details={"container": "exported program"},
@@ -192,31 +181,46 @@ def _spec(name: str, meta: Mapping[str, Any], names: Mapping[str, str]) -> Tenso
     return TensorSpec(name, _DTYPES.get(meta["dtype"], "float32"), tuple(shape))
 
 
-def _output_names(program: Mapping[str, Any], results: list[str]) -> list[str]:
-    """Names as the program's own output tree gives them: keys of a dictionary, else positions."""
+def _output_names(program: Mapping[str, Any]) -> list[str]:
+    """Names of the outputs that are tensors, from the tree of what the network returned."""
+    entries = _user_arguments(program, "output")
     try:
-        entries = program["graph_module"]["module_call_graph"][0]["signature"]
-        tree = json.loads(entries["out_spec"])[1]
-        keys = json.loads(tree["context"]) if tree["type"] in ("builtins.dict", "dict") else []
-    except (KeyError, IndexError, TypeError, ValueError):
-        tree, keys = {}, []
-    if len(keys) == len(results) and all(isinstance(key, str) for key in keys):
-        return keys
-    if len(results) == 1 and not (tree.get("children_spec") or []):
-        return ["output"]
-    return [f"output_{index}" for index in range(len(results))]
+        call = program["graph_module"]["module_call_graph"][0]["signature"]
+        names = [name for name, _ in named_leaves(_skeleton(json.loads(call["out_spec"])[1]))]
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+        names = []
+    if len(names) != len(entries):
+        names = [name for name, _ in named_leaves([...] * len(entries))]
+    return [name for name, entry in zip(names, entries, strict=True) if "as_tensor" in entry]
+
+
+def _skeleton(tree: Mapping[str, Any]) -> Any:
+    """The containers of a serialized `torch.utils._pytree.TreeSpec`, with `...` for the leaves."""
+    if tree["type"] is None:
+        return ...
+    children = [_skeleton(child) for child in tree["children_spec"]]
+    keys = json.loads(tree["context"])
+    has_keys = isinstance(keys, list) and len(keys) == len(children)
+    return dict(zip(map(str, keys), children, strict=True)) if has_keys else children
+
+
+def _user_arguments(program: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
+    """What a program's caller gives (`side` is "input") or gets ("output"), in order."""
+    specs = program["graph_module"]["signature"][f"{side}_specs"]
+    return [spec[f"user_{side}"]["arg"] for spec in specs if f"user_{side}" in spec]
+
+
+def _tensor_names(program: Mapping[str, Any], side: str) -> list[str]:
+    """The graph's own names of the tensors among them."""
+    arguments = _user_arguments(program, side)
+    return [each["as_tensor"]["name"] for each in arguments if "as_tensor" in each]
 
 
 def _ranges(path: Path, trust: bool) -> dict[str, tuple[int, int | None]]:
     """Least and greatest size of each named dynamic dimension."""
     program, _ = _read(path, trust)
     values = program["graph_module"]["graph"]["tensor_values"]
-    users = [
-        entry["user_input"]["arg"]["as_tensor"]["name"]
-        for entry in program["graph_module"]["signature"]["input_specs"]
-        if "as_tensor" in entry.get("user_input", {}).get("arg", {})
-    ]
-    names = _dimension_names(values, users)
+    names = _dimension_names(values, _tensor_names(program, "input"))
     return {
         names[symbol]: (max(limit.get("min_val") or 1, 1), limit.get("max_val"))
         for symbol, limit in program.get("range_constraints", {}).items()

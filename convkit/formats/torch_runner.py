@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import gc
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
 from convkit.errors import SamplesError, StepError
 from convkit.step import Feeds, Outputs, Runner, Sizes
+from convkit.torch_values import named_tensors, parameters_of, to_argument, to_array
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 Example = Callable[[Sizes, int], Feeds]
 """Makes seeded inputs for sizes of the dynamic dimensions."""
-
-_PYTHON_SCALARS = {int: int, float: float, bool: bool, "int": int, "float": float, "bool": bool}
 
 
 class TorchRunner(Runner):
@@ -36,7 +32,7 @@ class TorchRunner(Runner):
         self.outputs: tuple[TensorSpec, ...] = ()
         self._network: torch.nn.Module | None = network
         self._example = example
-        self._signature = parameters_of(network)
+        self._parameters = parameters_of(network)
         self._seen: list[tuple[dict[str, int], dict[str, tuple[str, tuple[int, ...]]]]] = []
 
     def __call__(self, feeds: Feeds) -> Outputs:
@@ -54,8 +50,11 @@ class TorchRunner(Runner):
         if callable(reset):
             reset()
         positional, named = self._arguments(feeds)
-        with torch.inference_mode():
-            result = self._network(*positional, **named)
+        try:
+            with torch.inference_mode():
+                result = self._network(*positional, **named)
+        except SystemExit as cause:  # no model ends the process that runs it
+            raise StepError("The network asked to end the process.", why=repr(cause)) from cause
         arrays = {name: to_array(tensor) for name, tensor in named_tensors(result)}
         self._learn(feeds, arrays)
         return arrays
@@ -76,11 +75,10 @@ class TorchRunner(Runner):
                 f"The model takes '{missing[0]}', which the inputs lack.",
                 why=f"They have: {', '.join(feeds)}",
             )
-        values = {}
-        for spec in self.inputs:
-            parameter = self._signature.get(spec.name)
-            annotation = parameter.annotation if parameter is not None else None
-            values[spec.name] = _to_argument(feeds[spec.name], annotation)
+        values = {
+            spec.name: to_argument(feeds[spec.name], self._parameters.get(spec.name))
+            for spec in self.inputs
+        }
         tree = getattr(self._network, "_in_spec", None)
         if tree is not None and tree.num_leaves == len(values):
             # An exported program takes arguments exactly as it was exported with.
@@ -88,7 +86,7 @@ class TorchRunner(Runner):
 
             positional, named = _pytree.tree_unflatten(list(values.values()), tree)
             return list(positional), dict(named)
-        if all(name in self._signature for name in values):
+        if all(name in self._parameters for name in values):
             return [], values
         return list(values.values()), {}
 
@@ -113,65 +111,6 @@ class TorchRunner(Runner):
         return TensorSpec(name, dtype, tuple(_dimension(name, a, calls) for a in range(len(shape))))
 
 
-def named_tensors(result: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors in what a network returned, with names; None and anything else are dropped.
-
-    A mapping (a transformers `ModelOutput` too), a named tuple or a dataclass gives its keys;
-    a lone tensor is `output`; positions of a tuple are `output_0`, `output_1` and on.
-    """
-    import torch
-
-    if isinstance(result, torch.Tensor):
-        return [("output", result)]
-    return [(_joined(path), tensor) for path, tensor in _leaves(result, ())]
-
-
-def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A numpy array of a tensor's values; bfloat16 becomes `ml_dtypes.bfloat16`."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype is torch.bfloat16:
-        import ml_dtypes
-
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
-def to_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """A tensor of an array's values, on memory of its own."""
-    import numpy as np
-    import torch
-
-    array = np.array(array, order="C")
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, (*path, str(key)))
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for key in value._fields:
-            yield from _leaves(getattr(value, key), (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(item, (*path, str(index)))
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _leaves(getattr(value, field.name), (*path, field.name))
-
-
-def _joined(path: tuple[str, ...]) -> str:
-    return "output_" + ".".join(path) if path[0].isdigit() else ".".join(path)
-
-
 def _dimension(
     name: str, axis: int, calls: Sequence[tuple[Mapping[str, int], tuple[int, ...]]]
 ) -> int | str:
@@ -183,19 +122,3 @@ def _dimension(
         if all(bound[candidate] == shape[axis] for bound, shape in calls):
             return candidate
     return f"{name}_dim{axis}"
-
-
-def parameters_of(network: torch.nn.Module) -> dict[str, inspect.Parameter]:
-    """Parameters of `forward` that can be given by name."""
-    try:
-        parameters = inspect.signature(network.forward).parameters
-    except (TypeError, ValueError):
-        return {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: p for name, p in parameters.items() if p.kind in named}
-
-
-def _to_argument(array: np.ndarray[Any, Any], annotation: Any) -> Any:
-    if array.ndim == 0 and annotation in _PYTHON_SCALARS:
-        return _PYTHON_SCALARS[annotation](array.item())
-    return to_tensor(array)

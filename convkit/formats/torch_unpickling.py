@@ -1,7 +1,7 @@
 """Reads a PyTorch pickle without running any of it: tensors become headers, objects stand-ins.
 
-The pickle machine of the standard library runs, but each global it asks for is of this module: REDUCE,
-NEWOBJ and BUILD build stand-ins that only remember what they were given.
+The pickle machine of the standard library runs, but each global it asks for comes from this module:
+REDUCE, NEWOBJ and BUILD build stand-ins that only remember what they were given.
 
 Source: Python's `pickletools` for the opcodes; `torch._weights_only_unpickler` for the globals that
 tensors need; torch/csrc/jit/serialization/pickler.cpp, `pushStorageOfTensor`, for storage types.
@@ -45,8 +45,15 @@ class UnreadablePickleError(Exception):
     """The bytes are no pickle, or no pickle that PyTorch writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
+class _Sealed:
+    """What a pickle gets hold of but may not change, by BUILD, which would pass by `frozen`."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError("a state for what has none")
+
+
+@dataclass(frozen=True)
+class TensorHeader(_Sealed):
     """What a tensor is, without its numbers; `dtype` in numpy's spelling."""
 
     dtype: str
@@ -58,8 +65,8 @@ class TensorHeader:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+@dataclass(frozen=True)
+class Storage(_Sealed):
     """The memory that tensors lie in: its key in the file, dtype, number of elements."""
 
     key: str
@@ -72,7 +79,7 @@ class Storage:
         return (self.count * dtype_bits(self.dtype) + 7) // 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredTensor(TensorHeader):
     """A tensor with the key of its storage and where in it, in elements, it begins."""
 
@@ -129,6 +136,7 @@ class Inert:
     path = ""
 
     def __new__(cls, *args: Any, **_: Any) -> Inert:
+        """Keeps the arguments."""
         made = super().__new__(cls)
         made.__dict__["arguments"] = args
         return made
@@ -137,6 +145,7 @@ class Inert:
         """Takes everything."""
 
     def __call__(self, *args: Any, **_: Any) -> Inert:
+        """A further stand-in."""
         return Inert(*args)
 
     def __setstate__(self, state: Any) -> None:
@@ -154,13 +163,21 @@ class Inert:
         self.__dict__.setdefault("items", []).extend(values)
 
 
-@dataclass(frozen=True, slots=True)
-class _StorageType:
+@dataclass(frozen=True)
+class _StorageType(_Sealed):
     name: str
 
 
+@dataclass(frozen=True)
+class _Builder(_Sealed):
+    build: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.build(*arguments)
+
+
 class _InertUnpickler(pickle.Unpickler):
-    """Hands out stand-ins; its builders are bound methods, which a pickle cannot write to."""
+    """Hands out stand-ins; what it hands out, a pickle cannot write to."""
 
     def __init__(self, stream: BinaryIO, on_foreign: Callable[[str], None] | None) -> None:
         # latin-1 reads every string of Python 2
@@ -187,7 +204,7 @@ class _InertUnpickler(pickle.Unpickler):
                 self._on_foreign(full)
             self.foreign.append(full)
         elif full in self._builders:
-            return self._builders[full]
+            return _Builder(self._builders[full])
         elif name.endswith("Storage"):
             return _StorageType(name)
         elif module == "torch" and dtype_bits(name):

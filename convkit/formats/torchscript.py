@@ -38,8 +38,8 @@ def describe(path: Path, opening: Opening) -> Description:
     }
     return Description(
         precision=Precision.of_weights(counts),
-        inputs=tuple(opening.inputs) or archive.saved_inputs,
-        outputs=archive.saved_outputs,
+        inputs=tuple(opening.inputs) or archive.signature.inputs,
+        outputs=archive.signature.outputs,
         parameter_count=sum(weights.values()),
         details={
             "arguments": [str(argument) for argument in forward.arguments] if forward else [],
@@ -63,7 +63,7 @@ def load(artifact: Artifact) -> Any:
 
     _checked(artifact.path, artifact.opening)
     try:
-        with quiet_jit():
+        with _quiet_jit():
             module = torch.jit.load(str(artifact.path), map_location="cpu")
     except (RuntimeError, ValueError, EOFError, OSError) as cause:
         raise ModelError(
@@ -77,7 +77,7 @@ def load(artifact: Artifact) -> Any:
 
 
 @contextmanager
-def quiet_jit() -> Iterator[None]:
+def _quiet_jit() -> Iterator[None]:
     """Silences the deprecation warnings of `torch.jit` within."""
     import warnings
 
@@ -91,8 +91,8 @@ def _open(artifact: Artifact) -> Runner:
 
     module = load(artifact)
     archive = TorchScriptArchive(artifact.path)
-    specs = artifact.opening.inputs or artifact.inputs or archive.saved_inputs
-    return TorchScriptRunner(module, specs, artifact.path, archive.saved_ranges)
+    specs = artifact.opening.inputs or artifact.inputs or archive.signature.inputs
+    return TorchScriptRunner(module, specs, artifact.path, archive.signature.ranges)
 
 
 def _checked(path: Path, opening: Opening) -> TorchScriptArchive:

@@ -15,7 +15,6 @@ Source: PyTorch, torch/csrc/jit/docs/serialization.md and caffe2/serialize/inlin
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 import zlib
@@ -24,7 +23,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from convkit.artifact import TensorSpec
 from convkit.errors import ModelError, UnsafeError
 from convkit.formats.torch_unpickling import (
     Storage,
@@ -34,16 +32,13 @@ from convkit.formats.torch_unpickling import (
     UnreadablePickleError,
     unpickle,
 )
-
-EXTRA_FILE = "convkit.json"
-"""Extra file in archives that convkit writes: the inputs, which TorchScript itself forgets."""
+from convkit.formats.zip_bomb import refuse_bomb
+from convkit.torchscript_signature import EXTRA_FILE, Signature
 
 OWN_SUFFIXES = (".torchscript", ".jit", ".ts")
 """Endings that only TorchScript uses."""
 
 _TEXT_LIMIT_BYTES = 256 << 20
-_RATIO_LIMIT = 200  # code compresses 5 to 20 times; DEFLATE's ceiling, a bomb's, is 1032
-_SMALL_BYTES = 1 << 20  # below this no ratio is suspicious
 _CHUNK_BYTES = 1 << 20
 _HEADER_REACH = 300
 _CODE_HEADER = re.compile(rb"PK\x03\x04.{26}[^/\x00]{1,255}/(code/|constants\.pkl)", re.S)
@@ -136,24 +131,9 @@ class TorchScriptArchive:
         return tuple(sorted(found, key=lambda method: method.name != "forward"))
 
     @cached_property
-    def saved_inputs(self) -> tuple[TensorSpec, ...]:
-        """Input specs, where convkit wrote the archive; else empty."""
-        return self._saved("inputs")
-
-    @cached_property
-    def saved_outputs(self) -> tuple[TensorSpec, ...]:
-        """Output specs, where convkit wrote the archive; else empty."""
-        return self._saved("outputs")
-
-    @cached_property
-    def saved_ranges(self) -> Mapping[str, tuple[float, float]]:
-        """Input name -> least and greatest value it makes sense of, where convkit knew."""
-        try:
-            document = json.loads(self.text(f"extra/{EXTRA_FILE}") or "{}")
-            ranges = document.get("ranges", {}).items()
-            return {str(name): (float(low), float(high)) for name, (low, high) in ranges}
-        except (ValueError, TypeError, AttributeError):
-            return {}
+    def signature(self) -> Signature:
+        """What convkit noted of the model, where convkit wrote the archive; else empty."""
+        return Signature.of_text(self.text(f"extra/{EXTRA_FILE}"))
 
     def check_safe(self) -> None:
         """Refuses code that reads or writes files when it runs.
@@ -172,18 +152,6 @@ class TorchScriptArchive:
                         hint="Only if you trust where it comes from, add  --trust",
                     )
 
-    def _saved(self, key: str) -> tuple[TensorSpec, ...]:
-        try:
-            document = json.loads(self.text(f"extra/{EXTRA_FILE}") or "{}")
-            return tuple(
-                TensorSpec(
-                    str(s["name"]), str(s["dtype"]), tuple(_dimension(d) for d in s["shape"])
-                )
-                for s in document.get(key, ())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return ()
-
     def _check_names(self) -> None:
         for name in self._records:
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
@@ -197,15 +165,10 @@ class TorchScriptArchive:
         for name, info in self._records.items():
             if info.header_offset + info.compress_size > self.size_bytes:
                 raise _broken(self.path, f"{name} ends beyond the end of the file.")
-            if info.file_size > max(_SMALL_BYTES, info.compress_size * _RATIO_LIMIT):
-                raise ModelError(
-                    f"{self.path} unpacks out of proportion.",
-                    why=f"{name}: {info.compress_size} bytes claim to hold {info.file_size}.",
-                    hint="This is what a ZIP bomb looks like. Do not use this file.",
-                )
+            refuse_bomb(self.path, info)
 
     def _unpickled(self, record: str) -> Unpickled:
-        # Classes of the archive's own are not refused: PyTorch resolves them in its code, not Python
+        # The archive's own classes are not refused: PyTorch finds them in its code, never in Python
         try:
             return unpickle(io.BytesIO(self.read(record)))
         except UnreadablePickleError as cause:
@@ -270,12 +233,6 @@ def _split_top_level(text: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
-
-
-def _dimension(value: object) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(f"{value!r} is no dimension")
-    return value
 
 
 def _holds_code_record(path: Path) -> bool:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
 from convkit.errors import InputsUnknownError, SamplesError, UnsupportedError
+from convkit.naming import named_leaves
 from convkit.step import Feeds, Outputs, Runner, Sizes
+from convkit.torch_values import NUMBERS, to_array, to_tensor
+from convkit.torchscript_module import assigned_attributes, has_reset, nodes_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-_SCALARS = {"int": "int64", "float": "float64", "bool": "bool"}
+_NUMBER_DTYPES = {"int": "int64", "float": "float64", "bool": "bool"}
 _CANDIDATE_LIMIT = 24
 
 
@@ -22,7 +25,7 @@ class TorchScriptRunner(Runner):
     """A ScriptModule behind the Runner contract.
 
     Inputs are fed by the names of `forward`'s arguments. An argument of type int, float or bool
-    takes a 0-d array. Outputs are named as `flatten` says.
+    takes a 0-d array. Outputs are named as `naming.named_leaves` says.
 
     State a module keeps between calls (attributes it assigns, buffers it changes in place) is put
     back before each call: with the module's own `reset_states()` where it has one, else to what it
@@ -74,7 +77,7 @@ class TorchScriptRunner(Runner):
         arguments = {name: self._argument(name, array) for name, array in feeds.items()}
         with torch.inference_mode(False), torch.no_grad():
             result = self._module(**arguments)
-        outputs = {name: _to_numpy(value) for name, value in flatten(result)}
+        outputs = {name: to_array(value) for name, value in named_leaves(result)}
         if not self.outputs:
             self.outputs = tuple(
                 TensorSpec(name, str(array.dtype), array.shape) for name, array in outputs.items()
@@ -123,9 +126,7 @@ class TorchScriptRunner(Runner):
         if name not in self._arguments:
             raise self._unknown(name)
         kind = self._arguments[name][0]
-        if kind in _SCALARS:
-            return {"int": int, "float": float, "bool": bool}[kind](array.item())
-        return _to_torch(array)
+        return NUMBERS[kind](array.item()) if kind in NUMBERS else to_tensor(array)
 
     def _complete(self, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         given = {spec.name: spec for spec in specs}
@@ -149,8 +150,8 @@ class TorchScriptRunner(Runner):
         """What the graph itself says of an argument: a number's dtype, a frozen graph's shape."""
         if not self._arguments[name][1]:
             return None
-        if kind in _SCALARS:
-            return TensorSpec(name, _SCALARS[kind], ())
+        if kind in _NUMBER_DTYPES:
+            return TensorSpec(name, _NUMBER_DTYPES[kind], ())
         for value in list(self._module.graph.inputs())[1:]:
             found = value.type()
             if value.debugName().split(".")[0] == name and found.kind() == "TensorType":
@@ -208,38 +209,6 @@ class _State:
                     self._buffers[index] = (buffer, buffer._version, kept)
 
 
-def has_reset(module: Any) -> bool:
-    """Whether the module has a `reset_states()` that needs no arguments."""
-    method = getattr(module, "reset_states", None)
-    schema = getattr(method, "schema", None)
-    return schema is not None and all(a.has_default_value() for a in schema.arguments[1:])
-
-
-def assigned_attributes(module: Any) -> set[tuple[str, ...]]:
-    """Paths of the attributes that `forward` assigns, submodules and branches included."""
-    graph = module.inlined_graph
-    root = next(graph.inputs()).debugName()
-    paths = set()
-    for node in nodes_of(graph):
-        if node.kind() == "prim::SetAttr":
-            path = [node.s("name")]
-            value = next(node.inputs())
-            while value.debugName() != root and value.node().kind() == "prim::GetAttr":
-                path.append(value.node().s("name"))
-                value = value.node().input()
-            if value.debugName() == root:
-                paths.add(tuple(reversed(path)))
-    return paths
-
-
-def nodes_of(block: Any) -> Iterator[Any]:
-    """All nodes of a graph or block, those of branches and loops included."""
-    for node in block.nodes():
-        yield node
-        for inner in node.blocks():
-            yield from nodes_of(inner)
-
-
 def compared_integers(graph: Any) -> list[int]:
     """Whole numbers that a graph compares others with, in order of appearance, each once."""
     found: list[int] = []
@@ -252,33 +221,6 @@ def compared_integers(graph: Any) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def flatten(result: Any) -> Iterator[tuple[str, Any]]:
-    """Name and value of each tensor or number in what a module returned; None is left out.
-
-    A lone tensor is `output`; a position in a tuple or list is `output_0`, nested `output_0.1`;
-    keys of dictionaries and fields of named tuples name themselves.
-    """
-    for path, value in _leaves(result, ()):
-        name = ".".join(path)
-        yield (f"output_{name}" if name[:1].isdigit() else name or "output"), value
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    parts: Sequence[tuple[Any, Any]]
-    if isinstance(value, Mapping):
-        parts = list(value.items())
-    elif hasattr(value, "_fields"):
-        parts = list(zip(value._fields, value, strict=True))
-    elif isinstance(value, list | tuple):
-        parts = list(enumerate(value))
-    else:
-        if value is not None:
-            yield path, value
-        return
-    for key, item in parts:
-        yield from _leaves(item, (*path, str(key)))
-
-
 def _arguments(module: Any) -> dict[str, tuple[str, bool]]:
     """Argument name -> (type, must be given)."""
     arguments = {}
@@ -286,7 +228,7 @@ def _arguments(module: Any) -> dict[str, tuple[str, bool]]:
         kind = str(argument.type)
         inner = kind.removeprefix("Optional[").removesuffix("]") if "Optional" in kind else kind
         must = not argument.has_default_value()
-        if inner not in ("Tensor", *_SCALARS) and must:
+        if inner not in ("Tensor", *_NUMBER_DTYPES) and must:
             raise UnsupportedError(
                 f"forward takes '{argument.name}: {kind}'; only tensors and numbers can be fed.",
                 hint="Wrap the module in one whose forward takes tensors, and script that.",
@@ -299,30 +241,3 @@ def _arrays(numbers: Mapping[str, int]) -> Feeds:
     import numpy as np
 
     return {name: np.asarray(value, np.int64) for name, value in numbers.items()}
-
-
-def _to_torch(array: np.ndarray[Any, Any]) -> Any:
-    import numpy as np
-    import torch
-
-    array = np.ascontiguousarray(array).reshape(array.shape)  # keeps 0-d arrays 0-d
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
-
-
-def _to_numpy(value: Any) -> np.ndarray[Any, Any]:
-    import numpy as np
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        number: np.ndarray[Any, Any] = np.asarray(value)
-        return number
-    value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        bits: np.ndarray[Any, Any] = value.contiguous().view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    array: np.ndarray[Any, Any] = value.numpy()
-    return array

@@ -127,11 +127,6 @@ def examine(graph: ir.Graph, folder: Path, half: Half) -> dict[ir.Value, Constan
     }
 
 
-def examine_array(array: Array, half: Half) -> Constant:
-    """What half precision makes of one array."""
-    return _examine(array, half)
-
-
 def _examine(array: Array, half: Half) -> Constant:
     import numpy as np
 

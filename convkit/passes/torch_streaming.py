@@ -15,8 +15,8 @@ from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.errors import ModelError, ResourceError
-from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
 from convkit.passes.torch_folder import Checkpoint, Shard, find_checkpoint, open_shard
+from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
 from convkit.step import Work
 
 _PIECE_BYTES = 4 << 20

@@ -15,25 +15,17 @@ from convkit.errors import RungSkipped
 from convkit.formats import torch as torch_format
 from convkit.step import Work
 from tests import material
+from tests.tiny_models import TINY_TRANSFORMER
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("mobius", reason="mobius-onnx is not installed")
-
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "vocab_size": 120,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bert") / "model"
     torch.manual_seed(0)
-    network = transformers.BertModel(transformers.BertConfig(**TINY))
+    network = transformers.BertModel(transformers.BertConfig(**TINY_TRANSFORMER))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # as initialized, attention hardly matters
     network.save_pretrained(path)

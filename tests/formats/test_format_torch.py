@@ -5,6 +5,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -352,3 +353,24 @@ def test_failing_imports_are_explained(tmp_path, monkeypatch):
             load(Artifact(tmp_path / "broken_network.py", "torch", Precision.FP32, opening=opening))
     opening = Opening(factory="fine_network:make")  # the working folder is importable
     load(Artifact(tmp_path / "fine_network.py", "torch", Precision.FP32, opening=opening))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(64 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ModelError, match="out of proportion"):
+        describe(path, Opening())
+
+
+def test_a_pickle_cannot_write_into_the_reader_or_its_headers(tmp_path):
+    """BUILD on a tensor or on what builds tensors would change what later files are read as."""
+    rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    storage = b"((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI4\ntQ"
+    tensor = rebuild + storage + b"I0\n(I4\nt(I1\ntI00\nNtR"
+    for target in (rebuild, tensor):
+        path = tmp_path / "w.pkl"
+        path.write_bytes(b"\x80\x02" + target + b"}S'dtype'\nS'evil'\nsb.")
+        with pytest.raises(ModelError):
+            describe(path, Opening())

@@ -14,17 +14,9 @@ from convkit.artifact import Artifact, Opening, Precision
 from convkit.errors import ModelError, UnsafeError, UnsupportedError, WeightsMismatchError
 from convkit.formats.torch import describe, load, matches, open_torch
 from tests import material
+from tests.tiny_models import TINY_TRANSFORMER
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "vocab_size": 120,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +28,7 @@ def _offline(monkeypatch):
 def bert(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bert") / "model"
     torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig(**TINY)).eval().save_pretrained(path)
+    transformers.BertModel(transformers.BertConfig(**TINY_TRANSFORMER)).eval().save_pretrained(path)
     return path
 
 
@@ -91,7 +83,7 @@ def test_examples_make_sense(bert):
     with open_torch(artifact(bert)) as runner:
         feeds = runner.example({"batch": 3, "sequence": 9}, 4)
         again = runner.example({"batch": 3, "sequence": 9}, 4)
-    assert feeds["input_ids"].max() < TINY["vocab_size"]
+    assert feeds["input_ids"].max() < TINY_TRANSFORMER["vocab_size"]
     assert feeds["token_type_ids"].max() <= 1
     assert feeds["attention_mask"][0].all()
     assert not feeds["attention_mask"][-1, -1]  # padding, so that a mask that is ignored shows
@@ -205,7 +197,7 @@ def test_low_precision_folder_keeps_its_precision(bert, tmp_path, dtype):
 def test_inputs_of_other_kinds_of_networks(tmp_path):
     t = transformers
     made = {
-        "vit": t.ViTModel(t.ViTConfig(**TINY, image_size=32, patch_size=8)),
+        "vit": t.ViTModel(t.ViTConfig(**TINY_TRANSFORMER, image_size=32, patch_size=8)),
         "t5": t.T5ForConditionalGeneration(
             t.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=50)
         ),
@@ -214,7 +206,7 @@ def test_inputs_of_other_kinds_of_networks(tmp_path):
         ),
         "wav2vec2": t.Wav2Vec2Model(
             t.Wav2Vec2Config(
-                **TINY,
+                **TINY_TRANSFORMER,
                 conv_dim=(8,) * 7,
                 num_conv_pos_embeddings=8,
                 num_conv_pos_embedding_groups=2,

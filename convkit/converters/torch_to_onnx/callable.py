@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import TensorSpec
 from convkit.errors import StepError
 from convkit.step import Feeds
+from convkit.torch_values import named_tensors, parameters_of, to_tensor
 
 if TYPE_CHECKING:
     import torch
-
-_SCALARS = {int: int, float: float, bool: bool, "int": int, "float": float, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,22 @@ def prepare(network: torch.nn.Module, specs: Sequence[TensorSpec], feeds: Feeds)
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             given = dict(zip(names, tensors, strict=True)) | constants
             result = network(**given) if by_name else network(*(given[s.name] for s in specs))
-            leaves = torch.utils._pytree.tree_leaves(result)
-            return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+            return tuple(tensor for _, tensor in named_tensors(result))
 
-    parameters = _parameters(network)
+    parameters = parameters_of(network)
     by_name = all(spec.name in parameters for spec in specs)
     constants: dict[str, Any] = {}
     kept = []
     for spec in specs:
-        kind = parameters[spec.name].annotation if spec.name in parameters else None
-        if not spec.shape and kind in _SCALARS:
-            constants[spec.name] = _SCALARS[kind](feeds[spec.name].item())
+        number = parameters.get(spec.name)
+        if number is not None and not spec.shape:
+            constants[spec.name] = number(feeds[spec.name].item())
         else:
             kept.append(spec)
     names = [spec.name for spec in kept]
     if not names:
         raise StepError("The model takes no tensors, so there is nothing to export.")
-    arguments = tuple(_tensor(feeds[name]) for name in names)
+    arguments = tuple(to_tensor(feeds[name]) for name in names)
     return Prepared(Flat().eval(), arguments, tuple(kept), constants)
 
 
@@ -121,22 +118,3 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _parameters(network: torch.nn.Module) -> dict[str, inspect.Parameter]:
-    try:
-        parameters = inspect.signature(network.forward).parameters
-    except (TypeError, ValueError):
-        return {}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: p for name, p in parameters.items() if p.kind in named}
-
-
-def _tensor(array: Any) -> torch.Tensor:
-    import numpy as np
-    import torch
-
-    array = np.array(array, order="C")
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from convkit.artifact import Artifact
+from convkit.converters.torch_graph_log import graph_log_off
 from convkit.converters.torch_to_onnx.callable import (
     best_sample,
     causes,
@@ -62,7 +61,7 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     draft = out.with_name(f"{out.name}.draft")
     work.progress("tracing the network", 0, None)
     try:
-        with quiet(), _graph_log_off(), torch.no_grad():
+        with quiet(), graph_log_off(), torch.no_grad():
             torch.onnx.export(
                 prepared.module,
                 prepared.arguments,
@@ -83,22 +82,6 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
         write(model, out, ir_version=ir_version_for(opset))
     finally:
         draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _graph_log_off() -> Iterator[None]:
-    """Keeps the exporter's C++ side from printing its graph to standard output on failure.
-
-    PyTorch 2.13 turns that log on itself, so turning it off beforehand does not help.
-    """
-    import torch
-
-    log = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = lambda *_: None
-    try:
-        yield
-    finally:
-        torch._C._jit_onnx_log = log
 
 
 def _error(cause: Exception) -> ConvkitError:

@@ -11,12 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
 
 from convkit.errors import ModelError, UnsafeError
-from convkit.formats.onnx_tensor import TensorHeader
 
 
-def check_external(model: Path, tensors: Iterable[TensorHeader]) -> Mapping[str, int]:
+class Located(Protocol):
+    """A tensor that may lie in another file, whatever read it."""
+
+    @property
+    def name(self) -> str:
+        """The value it is known by."""
+
+    @property
+    def external(self) -> Mapping[str, str]:
+        """Entries of external_data (location, offset, length); empty for inline data."""
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes its elements take without padding; 0 where that is unknown."""
+
+
+def check_external(model: Path, tensors: Iterable[Located]) -> Mapping[str, int]:
     """Checks every tensor that lies in another file; gives location -> size of that file in bytes.
 
     Raises:
@@ -81,7 +97,7 @@ def _unsafe(model: Path, location: str, why: str) -> UnsafeError:
     )
 
 
-def _check_range(model: Path, location: str, size: int, tensor: TensorHeader) -> None:
+def _check_range(model: Path, location: str, size: int, tensor: Located) -> None:
     offset = _number(model, tensor, "offset", 0)
     length = _number(model, tensor, "length", tensor.dense_bytes)
     if tensor.dense_bytes and length != tensor.dense_bytes:
@@ -102,7 +118,7 @@ def _check_range(model: Path, location: str, size: int, tensor: TensorHeader) ->
         )
 
 
-def _number(model: Path, tensor: TensorHeader, key: str, default: int) -> int:
+def _number(model: Path, tensor: Located, key: str, default: int) -> int:
     written = tensor.external.get(key, "")
     if not written:
         return default
