@@ -6,8 +6,10 @@ import functools
 import heapq
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -257,6 +259,8 @@ def detect(
 def _detect(
     text: str, weights: str | Path | None, opening: Opening, graph: ConverterGraph
 ) -> Artifact:
+    if not text:
+        raise UsageError("No model is named.", hint="convkit convert PATH --to onnx")
     if text.startswith("hf://"):
         raise UsageError(
             f"{text} lies on a hub; this version converts local models only.",
@@ -345,6 +349,15 @@ def _no_module(module: str) -> ModelError:
 def _existing(path: Path) -> Path:
     if path.exists():
         return path
+    if path.is_symlink():
+        raise ModelError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
+    file, _, factory = str(path).rpartition(":")
+    if file.endswith(".py") and factory.isidentifier() and Path(file).is_file():
+        module = Path(file).stem
+        raise ModelError(
+            f"There is no file or folder {path}; a factory is named by its module, not its file.",
+            hint=f"cd {Path(file).parent} and name it  {module}:{factory}",
+        )
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
     raise ModelError(
@@ -361,14 +374,18 @@ def _unrecognised(path: Path, graph: ConverterGraph) -> ModelError:
     else:
         size = path.stat().st_size
         what = f"{path} is empty." if size == 0 else f"{path} is not a model of a known format."
-        why = "" if size == 0 else f"{size} bytes, starting with {_head(path)}"
+        why = "" if size == 0 else _beginning(path, size)
     known = ", ".join(graph.formats)
     return ModelError(what, why=[why] if why else [], hint=f"Known formats: {known}")
 
 
-def _head(path: Path) -> str:
+def _beginning(path: Path, size: int) -> str:
+    """What a file starts with. Source: PKWARE APPNOTE 4.3, whose directory lies at the end."""
     with path.open("rb") as stream:
-        return stream.read(8).hex(" ")
+        head = stream.read(8)
+    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        return f"Its {size} bytes start as a zip archive whose end is missing: it is truncated."
+    return f"{size} bytes, starting with {head.hex(' ')}"
 
 
 def options_of(graph: ConverterGraph, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

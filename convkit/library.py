@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -242,7 +243,7 @@ def _detect(
     inputs: Sequence[str],
     trust: bool,
 ) -> Artifact:
-    is_factory = not Path(str(model)).expanduser().exists()
+    is_factory = not os.path.exists(os.path.expanduser(model))  # a name too long is no path
     opening = graph.opening_of(inputs, Path(samples) if samples else None, trust)
     return graph.detect(model, weights=weights if is_factory else None, opening=opening)
 

@@ -77,7 +77,7 @@ def run(
     with ExitStack() as cleanup:
         place = cleanup.enter_context(workspace(job.destination, force=recipe.force))
         size = job.source.size_bytes()
-        resources.check_disk(place.folder, size)
+        resources.check_disk(place.destination.parent, size)
         resources.check_memory(size)
         recorder = Recorder(job.source, recipe.samples, converters.format(job.source.format))
         cleanup.callback(recorder.stop)

@@ -18,6 +18,7 @@ SHAPE_SETS = 3
 """Shapes every result is checked at: batch 1, a larger batch, an odd length."""
 
 _SEED = 0
+_INPUTS_HINT = "Describe inputs it accepts:  --input NAME=DTYPE[SIZES]   or  --samples inputs.npz"
 
 
 class Recorder:
@@ -133,7 +134,30 @@ def record_source(
     given = samples.read(examples) if examples else []
     with format.open(source) as runner:
         wanted = max(SHAPE_SETS, len(given))
-        return verification.record(runner, inputs_for(runner, given), wanted)
+        try:
+            recording = verification.record(runner, inputs_for(runner, given), wanted)
+        except StepError as error:
+            if source.opening.inputs:  # the user described them
+                raise SamplesError(error.what, why=error.why, hint=_INPUTS_HINT) from error
+            raise
+    _check_given_accepted(given, recording)
+    return recording
+
+
+def _check_given_accepted(given: Sequence[Feeds], recording: verification.Recording) -> None:
+    """The user's own samples are what a result is to be right on: none may fall away.
+
+    Raises:
+        SamplesError: the source refused one.
+    """
+    accepted = {id(feeds) for feeds in recording.samples}
+    for index, feeds in enumerate(given):
+        if id(feeds) not in accepted:
+            raise SamplesError(
+                f"The source model does not run on sample {index}.",
+                why=recording.refused[:3],
+                hint=_INPUTS_HINT,
+            )
 
 
 def inputs_for(runner: Runner, given: list[Feeds]) -> Iterator[Feeds]:

@@ -1,4 +1,4 @@
-"""Report: what a run did, found and made, as an object, JSON and Markdown; computes nothing."""
+"""Report: what a run did, found and made, as an object and JSON; computes nothing."""
 
 from __future__ import annotations
 
@@ -103,23 +103,3 @@ class Report:
             "seconds": round(self.seconds, 3),
             "peak_rss_mib": round(self.peak_rss_mib, 1),
         }
-
-    def to_markdown(self) -> str:
-        """The report for a pull request."""
-        artifact = self.artifact
-        lines = [
-            f"### {self.source.path.name} to {artifact.format} ({artifact.precision})",
-            "",
-            f"`{artifact.path}`, {self.size_bytes / (1 << 20):.1f} MiB, "
-            f"{'verified' if self.passed else 'not verified'}",
-            "",
-            "| output | metric | value | limit | |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {c.output} | {c.metric} | {c.value:.6g} | {c.limit:.6g} | "
-            f"{'ok' if c.passed else '**failed**'} |"
-            for c in self.checks
-        ]
-        lines += [f"- {note}" for step in self.steps for note in step.notes]
-        return "\n".join(lines) + "\n"

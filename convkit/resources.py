@@ -91,8 +91,9 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + _SPARE_BYTES:
         raise ResourceError(
-            f"The disk that holds {folder} is too full: about {needed_bytes / _MIB:.0f} MiB are "
-            f"needed, {free / _MIB:.0f} MiB are free.",
+            f"The disk that holds {folder} is too full: about "
+            f"{(needed_bytes + _SPARE_BYTES) / _MIB:.0f} MiB are needed, {free / _MIB:.0f} MiB are "
+            "free.",
             hint="Free some space, or choose another place:  -o PATH",
             needed_bytes=needed_bytes,
             free_bytes=free,

@@ -29,6 +29,8 @@ _INVENTED = re.compile(r"_dim\d+$")
 """Dimensions that a file leaves nameless are called `<value>_dim<axis>`: many are one and the same
 size (ids and their mask), so they are not set apart."""
 _DEFAULT_IDS = (0, 100)
+_SIZE = r"0*[1-9]\d*|[A-Za-z_]\w*"
+"""A dimension as written: a number above zero, or a name."""
 
 
 def draw(
@@ -212,6 +214,12 @@ def _check_sane(path: Path, samples: Sequence[Feeds]) -> None:
         raise SamplesError(f"{path} holds no samples.", hint=_SAMPLES_HINT)
     for index, feeds in enumerate(samples):
         for name, array in feeds.items():
+            if array.size == 0:
+                raise SamplesError(
+                    f"Sample {index} in {path} has no numbers in '{name}': its shape is "
+                    f"{array.shape}.",
+                    hint="Leave such samples out.",
+                )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise SamplesError(
                     f"Sample {index} in {path} has NaN or infinity in '{name}'.",
@@ -236,7 +244,7 @@ def parse_spec(text: str) -> TensorSpec:
     """
     found = re.fullmatch(r"([^=]+)=(\w+)\[([^\]]*)\]", text.strip())
     sizes = [size.strip() for size in found[3].split(",") if size.strip()] if found else []
-    if not found or dtype_bits(found[2]) == 0 or not all(re.fullmatch(r"\w+", s) for s in sizes):
+    if not found or dtype_bits(found[2]) == 0 or not all(re.fullmatch(_SIZE, s) for s in sizes):
         raise UsageError(
             f"'{text}' does not describe an input.",
             hint='Write it as  --input "x=float32[batch,3,224,224]"   (names are dynamic sizes)',

@@ -36,6 +36,7 @@ class Workspace:
 
     folder: Path
     destination: Path
+    force: bool = False
 
     def room(self, name: str) -> Path:
         """An empty folder of its own for one step's result."""
@@ -49,7 +50,16 @@ class Workspace:
 
         What stood there before is moved aside first and deleted last; the result's own file comes
         last, so that under the final name there is either nothing or a whole result.
+
+        Raises:
+            UsageError: another process wrote the destination meanwhile, and `force` is not set.
         """
+        with _one_at_a_time(self.destination.parent):
+            if self.destination.exists() and not self.force:
+                raise _exists(self.destination)
+            self._move_in(result)
+
+    def _move_in(self, result: Path) -> None:
         beside = (path for path in result.parent.iterdir() if path.name.startswith(result.name))
         companions = sorted(path for path in beside if path != result)
         aside = self.room("replaced")
@@ -81,10 +91,7 @@ def workspace(destination: Path, *, force: bool) -> Iterator[Workspace]:
         ResourceError: the folder cannot be written, or the disk is full.
     """
     if destination.exists() and not force:
-        raise UsageError(
-            f"{destination} exists already.",
-            hint="Replace it:  --force      or write elsewhere:  -o PATH",
-        )
+        raise _exists(destination)
     if destination.is_dir() and not manifest_of(destination).exists():
         raise UsageError(
             f"{destination} is a folder that convkit did not make, so it is not replaced.",
@@ -94,7 +101,7 @@ def workspace(destination: Path, *, force: bool) -> Iterator[Workspace]:
         _remove_abandoned(destination.parent)
         folder, lock = _locked_folder(destination.parent)
         try:
-            yield Workspace(folder, destination)
+            yield Workspace(folder, destination, force)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
@@ -118,6 +125,29 @@ def _parents_of(destination: Path) -> Iterator[None]:
 def manifest_of(destination: Path) -> Path:
     """Where the manifest of an artifact at `destination` lies."""
     return destination.with_name(destination.name + MANIFEST_SUFFIX)
+
+
+def _exists(destination: Path) -> UsageError:
+    return UsageError(
+        f"{destination} exists already.",
+        hint="Replace it:  --force      or write elsewhere:  -o PATH",
+    )
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Lets one process at a time publish into a folder: files of two results never mix."""
+    descriptor = None
+    with suppress(ImportError, OSError):  # Windows, and file systems without locks
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def companions_of(destination: Path) -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from convkit import cli
@@ -60,7 +61,30 @@ def make_tanh(name: str) -> None:
     onnx.save(onnx.parser.parse_model(text + "{ y = Tanh(x) }"), name)
 
 
-_MAKERS: dict[str, Callable[[str], None]] = {"relu.onnx": make_relu, "tanh.onnx": make_tanh}
+def make_folder(name: str) -> None:
+    """A folder with a file that is no model."""
+    Path(name).mkdir()
+    Path(name, "holiday.jpg").write_bytes(b"not to be lost")
+
+
+def make_link(name: str) -> None:
+    """A link that leads nowhere."""
+    Path(name).symlink_to("nowhere.onnx")
+
+
+def make_samples(name: str, shape: tuple[int, ...]) -> None:
+    """A sample of zeros for an input `x`."""
+    np.savez(name, x=np.zeros(shape, np.float32))
+
+
+_MAKERS: dict[str, Callable[[str], None]] = {
+    "relu.onnx": make_relu,
+    "tanh.onnx": make_tanh,
+    "photos/": make_folder,
+    "dangling.onnx": make_link,
+    "narrow.npz": lambda name: make_samples(name, (2, 3)),
+    "hollow.npz": lambda name: make_samples(name, (0, 4)),
+}
 
 
 def pattern_of(lines: list[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Dimension, Precision, TensorSpec
-from convkit.errors import InputsUnknownError
+from convkit.errors import InputsUnknownError, SamplesError
 from convkit.formats.torch_runner import Example
 from convkit.step import Feeds, Sizes
 
@@ -56,8 +56,17 @@ def inputs_of(
 
     Raises:
         InputsUnknownError: its main input is of a kind this module does not know.
+        SamplesError: the user named an input that it does not take.
     """
     config: Any = network.config
+    taken = inspect.signature(network.forward).parameters
+    unknown = [spec.name for spec in given if spec.name not in taken]
+    if unknown:
+        raise SamplesError(
+            f"{type(network).__name__} takes no '{unknown[0]}'.",
+            why=f"It takes: {', '.join(list(taken)[:8])}",
+            hint="Name the inputs like the network's arguments.",
+        )
     specs = tuple(given) or _specs(network, config, _FLOATS.get(precision, "float32"))
 
     def example(sizes: Sizes, seed: int) -> Feeds:

@@ -94,16 +94,22 @@ def read_pickled_stream(stream: BinaryIO, path: Path, *, trust: bool = False) ->
         ) from cause
 
 
-def nested_states(tree: Any, prefix: str = "") -> dict[str, Mapping[str, Any]]:
-    """Dotted path -> mapping for each mapping in `tree` that holds tensors directly."""
+def nested_states(tree: Any) -> dict[str, Mapping[str, Any]]:
+    """Dotted path -> mapping for each mapping in `tree` that holds tensors directly.
+
+    A mapping that a pickle put in several places, or into itself, is listed once.
+    """
     found: dict[str, Mapping[str, Any]] = {}
-    if not isinstance(tree, Mapping):
-        return found
-    if any(isinstance(value, TensorHeader) for value in tree.values()):
-        found[prefix] = tree
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found.update(nested_states(value, f"{prefix}.{key}" if prefix else str(key)))
+    pending: list[tuple[str, Any]] = [("", tree)]
+    seen: set[int] = set()
+    while pending:
+        path, node = pending.pop(0)
+        if not isinstance(node, Mapping) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if any(isinstance(value, TensorHeader) for value in node.values()):
+            found[path] = node
+        pending += [(f"{path}.{key}" if path else str(key), v) for key, v in node.items()]
     return found
 
 

@@ -86,8 +86,15 @@ class TorchRunner(Runner):
 
             positional, named = _pytree.tree_unflatten(list(values.values()), tree)
             return list(positional), dict(named)
-        if all(name in self._parameters for name in values):
+        unknown = [name for name in values if name not in self._parameters]
+        if not unknown:
             return [], values
+        if len(unknown) < len(values):  # with all names foreign, their order decides
+            raise SamplesError(
+                f"The network takes no '{unknown[0]}'.",
+                why=f"It takes: {', '.join(self._parameters)}",
+                hint="Name the inputs like the network's arguments.",
+            )
         return list(values.values()), {}
 
     def _learn(self, feeds: Feeds, arrays: Mapping[str, Any]) -> None:

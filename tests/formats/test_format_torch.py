@@ -177,6 +177,14 @@ def test_prefix_of_data_parallel_is_taken_off(tmp_path, conv_state):
     torch.testing.assert_close(network.conv.weight, conv_state["conv.weight"], rtol=0, atol=0)
 
 
+def test_a_checkpoint_that_holds_itself_is_described(tmp_path, conv_state):
+    checkpoint = {"model": conv_state}
+    checkpoint["again"] = checkpoint
+    torch.save(checkpoint, tmp_path / "loop.pt")
+    found = describe(tmp_path / "loop.pt", Opening())
+    assert found.details["weights_key"] == "model"
+
+
 def test_first_five_differing_keys_are_named(tmp_path, conv_state):
     wrong = dict(conv_state)
     wrong["conv.weight"] = torch.zeros(8, 4, 3, 3)
