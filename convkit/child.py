@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,10 @@ OWN_PROCESS = "CONVKIT_PROCESS"
 
 class ChildDiedError(Exception):
     """The process ended without an answer: killed, crashed, or with a foreign error."""
+
+
+class ChildTrace(Exception):
+    """The trace of an error in another process: traces themselves do not travel."""
 
 
 class Child(Generic[T]):
@@ -62,9 +67,9 @@ class Child(Generic[T]):
             last = complaint.decode(errors="replace").strip().splitlines()[-1:] or [""]
             ended = f"signal {-code}" if code < 0 else f"code {code}"
             raise ChildDiedError(f"ended with {ended} {last[0]}".strip())
-        answer, self.peak_rss_mib = pickle.loads(output)
+        answer, self.peak_rss_mib, trace = pickle.loads(output)
         if isinstance(answer, ConvkitError):
-            raise answer
+            raise answer from ChildTrace(trace)
         result: T = answer
         return result
 
@@ -88,13 +93,14 @@ def serve() -> None:
     os.dup2(2, 1)
     sys.path[:] = pickle.load(sys.stdin.buffer)  # first: what follows may need it
     function, arguments = pickle.load(sys.stdin.buffer)
+    trace = ""
     try:
         answer = function(*arguments)
     except ConvkitError as error:
-        answer = error
+        answer, trace = error, traceback.format_exc()
     peak = resources.peak_rss_bytes() / (1 << 20)
     with os.fdopen(answer_to, "wb") as stream:
-        pickle.dump((answer, peak), stream)
+        pickle.dump((answer, peak, trace), stream)
     sys.stderr.flush()
     os._exit(0)  # tearing a framework down takes longer than what is left to do
 

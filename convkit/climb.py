@@ -85,7 +85,7 @@ class Climb:
                 except ConvkitError as error:
                     if self.recorder.has_failed:
                         raise
-                    reasons[rung.name] = error.what
+                    reasons[rung.name] = _reason(error)
                     failures.append(error)
                     continue
                 finally:
@@ -163,7 +163,7 @@ class Climb:
             why = [f"{name}: {reason}" for name, reason in reasons.items()]
             return UnsupportedError(f"{step.name} has no way to convert this model.", why=why)
         chosen = max(failures, key=lambda failure: (failure.exit_code == 7, failure.exit_code != 6))
-        others = [f"{name}: {why}" for name, why in reasons.items() if why != chosen.what]
+        others = [f"{name}: {why}" for name, why in reasons.items() if why != _reason(chosen)]
         chosen.why = (*chosen.why, *others)
         result = chosen.details.pop("result", None)
         if result is not None:
@@ -215,6 +215,11 @@ class Climb:
         )
 
 
+def _reason(error: ConvkitError) -> str:
+    """What happened, and the first line of why."""
+    return f"{error.what} {error.why[0]}" if error.why else error.what
+
+
 def _import(needs: Iterable[Package]) -> None:
     for need in needs:
         importlib.import_module(need.module)
@@ -251,13 +256,16 @@ def _verification_error(
     else:
         name = worst.output
         what = f"Verification failed after {step.name}: '{name}' is too far from the source model."
-        why = [
-            f"{check.output}: {check.metric} {check.value:.6g}, the limit is {check.limit:.6g}"
-            f" ({check.sample})"
-            for check in comparison.failures[:5]
-        ]
+        why = [_told(check) for check in comparison.failures[:5]]
     checks = [check.to_json() for check in comparison.checks]
     return VerificationError(what, why=why, checks=checks, result=result)
+
+
+def _told(check: verification.Check) -> str:
+    if check.metric in ("shape", "dtype", "name"):  # the sample says it; there is no number
+        return f"{check.output}: another {check.metric}, {check.sample}"
+    measured = f"{check.metric} {check.value:.6g}, the limit is {check.limit:.6g}"
+    return f"{check.output}: {measured} ({check.sample})"
 
 
 def _versions(step: Step) -> dict[str, str]:

@@ -267,6 +267,7 @@ def _detect(
             hint=f"Download it first:  hf download {text[5:]} --local-dir {Path(text).name}",
         )
     path = Path(text).expanduser()
+    _check_not_file_of_factory(text)
     if not path.exists() and _FACTORY.fullmatch(text):
         file, key = split_weights(weights)
         opening = replace(opening, factory=text, weights_key=key)
@@ -338,6 +339,16 @@ def module_file(factory: str) -> Path:
     return Path(spec.origin)
 
 
+def _check_not_file_of_factory(text: str) -> None:
+    """Explains `nets.py:build`, where `nets:build` is meant. Raises UsageError."""
+    file, _, factory = text.rpartition(":")
+    if file.endswith(".py") and factory.isidentifier() and Path(file).is_file():
+        raise UsageError(
+            f"{text} names a factory by its file; it is named by its module.",
+            hint=f"In the folder {Path(file).parent.absolute()}:  {Path(file).stem}:{factory}",
+        )
+
+
 def _no_module(module: str) -> ModelError:
     return ModelError(
         f"There is no Python module {module}.",
@@ -351,13 +362,6 @@ def _existing(path: Path) -> Path:
         return path
     if path.is_symlink():
         raise ModelError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
-    file, _, factory = str(path).rpartition(":")
-    if file.endswith(".py") and factory.isidentifier() and Path(file).is_file():
-        module = Path(file).stem
-        raise ModelError(
-            f"There is no file or folder {path}; a factory is named by its module, not its file.",
-            hint=f"cd {Path(file).parent} and name it  {module}:{factory}",
-        )
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, names, n=1)
     raise ModelError(

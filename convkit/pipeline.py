@@ -77,7 +77,7 @@ def run(
     with ExitStack() as cleanup:
         place = cleanup.enter_context(workspace(job.destination, force=recipe.force))
         size = job.source.size_bytes()
-        resources.check_disk(place.destination.parent, size)
+        resources.check_disk(place.destination.parent, _needed_bytes(job, size))
         resources.check_memory(size)
         recorder = Recorder(job.source, recipe.samples, converters.format(job.source.format))
         cleanup.callback(recorder.stop)
@@ -139,6 +139,12 @@ def _check_needs(job: Plan, converters: ConverterGraph) -> None:
             hint=f'pip install "convkit-ml[{extras}]"',
             missing=[need.module for need in missing],
         )
+
+
+def _needed_bytes(job: Plan, source_bytes: int) -> int:
+    """What the results of all steps take together: intermediate ones go only when the run ends."""
+    bits = job.source.precision.bits
+    return sum(source_bytes * state[1].bits // bits for state in job.route.states[1:])
 
 
 def _check_options_are_used(options: Mapping[str, Any], route: Route) -> None:

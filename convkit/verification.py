@@ -364,6 +364,8 @@ def _is_real(array: Array) -> bool:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, ConvkitError):
+        return " ".join((error.what, *error.why[:1]))[:300]
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 

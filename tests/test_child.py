@@ -34,6 +34,7 @@ def test_an_error_of_convkit_comes_back_as_it_was() -> None:
         Child(child_work.refuse).result()
     assert caught.value.hint == "Did you mean 'onnx'?"
     assert caught.value.exit_code == 2
+    assert "in refuse" in str(caught.value.__cause__), "where it was raised is known here too"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_rooms as toy
 
@@ -120,6 +121,63 @@ def test_an_existing_result_is_never_overwritten_without_force(model: Path) -> N
     assert "7" in old.read_text()
     run(model, to_b(copy()), force=True)
     assert "2.0" in old.read_text()
+
+
+def test_of_two_runs_that_race_for_a_name_the_later_is_refused(model: Path) -> None:
+    @rung("overtaken")
+    def overtaken(source: Artifact, out: Path, work: Work) -> None:
+        toy.write(out, "b")
+        toy.write(model.with_suffix(".b"), "b", factor=7)  # another process is done first
+
+    with pytest.raises(UsageError, match="exists already"):
+        run(model, to_b(overtaken))
+    assert "7" in model.with_suffix(".b").read_text()
+    assert left_beside(model) == {"m.b"}
+
+
+@pytest.mark.parametrize("out", ["m.a", "."])
+def test_the_source_is_never_replaced_even_with_force(model: Path, out: str) -> None:
+    before = model.read_bytes()
+    with pytest.raises(UsageError, match="is the source model, or holds it"):
+        run(model, to_b(copy()), out=model.parent / out, force=True)
+    assert model.read_bytes() == before
+
+
+def test_a_link_to_the_source_is_the_source(model: Path) -> None:
+    link = model.with_name("link.b")
+    link.symlink_to(model)
+    with pytest.raises(UsageError, match="is the source model"):
+        run(model, to_b(copy()), out=link, force=True)
+
+
+def test_folders_made_for_a_result_that_failed_are_gone(model: Path) -> None:
+    with pytest.raises(StepError):
+        run(model, to_b(crashes), out=model.parent / "new" / "folder" / "m.b")
+    assert left_beside(model) == set()
+
+
+def test_an_opset_that_no_step_takes_is_refused(model: Path) -> None:
+    with pytest.raises(UsageError, match="--opset 18 has no effect"):
+        run(model, to_b(copy()), opset=18)
+
+
+def test_a_given_sample_that_the_source_refuses_is_an_error(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = toy.ToyRunner.__call__
+
+    def picky(self: toy.ToyRunner, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if feeds["x"].shape[0] == 5:
+            raise ValueError("five is too many")
+        return fine(self, feeds)
+
+    monkeypatch.setattr(toy.ToyRunner, "__call__", picky)
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    np.savez(samples / "0.npz", x=np.zeros((2, 4), np.float32))
+    np.savez(samples / "1.npz", x=np.zeros((5, 4), np.float32))
+    with pytest.raises(SamplesError, match="does not run on sample 1"):
+        run(model, to_b(copy()), samples=samples)
 
 
 def test_a_failed_run_with_force_keeps_the_old_result(model: Path) -> None:

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from convkit.artifact import Artifact, Opening, Precision
-from convkit.errors import ModelError, UnsafeError, UnsupportedError, WeightsMismatchError
+from convkit.artifact import Artifact, Opening, Precision, TensorSpec
+from convkit.errors import (
+    ModelError,
+    SamplesError,
+    UnsafeError,
+    UnsupportedError,
+    WeightsMismatchError,
+)
 from convkit.formats.torch import describe, load, matches, open_torch
 from tests import material
 from tests.tiny_models import TINY_TRANSFORMER
@@ -161,6 +167,19 @@ def test_architecture_and_weights_that_do_not_fit_are_refused(folder):
     rewrite(folder, intermediate_size=48, architectures=["BertForTokenClassification"])
     with pytest.raises(WeightsMismatchError, match="classifier"):
         load(artifact(folder))
+
+
+def test_weights_of_another_size_are_named_with_both_shapes(folder):
+    rewrite(folder, intermediate_size=64)
+    with pytest.raises(WeightsMismatchError) as caught:
+        load(artifact(folder))
+    assert any("intermediate.dense.weight: file 48x" in line for line in caught.value.why)
+
+
+def test_an_input_that_the_network_does_not_take_is_refused(folder):
+    given = Opening(inputs=(TensorSpec("nope", "int64", ("batch", 4)),))
+    with pytest.raises(SamplesError, match="takes no 'nope'"):
+        open_torch(artifact(folder, given))
 
 
 def test_unknown_architecture_offers_the_nearest(folder):
