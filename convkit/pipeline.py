@@ -16,6 +16,7 @@ from convkit.climb import Climb
 from convkit.errors import MissingRequirementError, UsageError
 from convkit.graph import ConverterGraph, Route
 from convkit.listener import Listener, Silence
+from convkit.options import options_of
 from convkit.recipe import Recipe
 from convkit.recording import Recorder
 from convkit.report import Report, StepReport
@@ -41,7 +42,7 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
     """
     converters = converters or graph.discover()
     converters.format(recipe.to)
-    options = graph.options_of(converters, recipe.settings)
+    options = options_of(converters, recipe.settings)
     source = graph.detect(
         recipe.model, weights=recipe.weights, opening=recipe.opening(), graph=converters
     )

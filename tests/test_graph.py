@@ -10,6 +10,7 @@ import toy_rooms as toy
 from convkit import graph as graphs
 from convkit.artifact import Precision
 from convkit.errors import ModelError, NoRouteError, UnknownNameError, UsageError
+from convkit.options import options_of
 
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 
@@ -145,7 +146,7 @@ def test_missing_module_of_a_factory_is_named() -> None:
 
 def test_options_are_read_from_the_step_and_typed() -> None:
     found = toy.graph(toy.lowering("a", "fp16"))
-    assert graphs.options_of(found, {"a-fp16.keep-io": False}) == {"a-fp16": {"keep_io": False}}
+    assert options_of(found, {"a-fp16.keep-io": False}) == {"a-fp16": {"keep_io": False}}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_wrong_options_are_refused_with_the_nearest(
 ) -> None:
     found = toy.graph(toy.lowering("a", "fp16"))
     with pytest.raises(UsageError, match=words):
-        graphs.options_of(found, {setting: value})
+        options_of(found, {setting: value})
 
 
 def test_every_step_found_connects_known_formats() -> None:
