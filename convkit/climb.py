@@ -136,7 +136,7 @@ class Climb:
             progress=lambda what, done, total: self.listener.progress(
                 f"{step.name}: {what}", done, total
             ),
-            recorded=self.recorder.source,
+            recorded=lambda: self._recorded(target[0]),
         )
         _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
         made = self._describe(step, self._resolved(source), out, target[1])
@@ -175,6 +175,11 @@ class Climb:
                 "Or compare on real inputs:  --samples inputs.npz"
             )
         return chosen
+
+    def _recorded(self, target: str) -> Artifact:
+        """The source as its run showed it; what opens the result is loaded while it runs."""
+        judging.prepare(self.converters.format(target))
+        return self.recorder.source()
 
     def _resolved(self, source: Artifact) -> Artifact:
         """The artifact with inputs and outputs known, which for the source means that it ran."""

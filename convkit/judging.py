@@ -7,6 +7,7 @@ runtime is a failed verification instead of the end of convkit.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 
 from convkit import graph, resources, verification
@@ -37,10 +38,21 @@ def judge(made: Artifact, recording: verification.Recording, format: Format) -> 
         ConvkitError: the result cannot be opened.
         VerificationError: the runtime died over it.
     """
-    is_large = resources.rss_bytes() > _LARGE_BYTES
-    if is_large and is_not_loaded([need.module for need in format.needs]):
+    if _needs_child(format):
         return _judge_in_child(made, recording)
     return judge_here(made, recording, format)
+
+
+def prepare(format: Format) -> None:
+    """Loads what will open a result, if it will be opened in this process; for idle moments."""
+    if not _needs_child(format):
+        for need in format.needs:
+            importlib.import_module(need.module)
+
+
+def _needs_child(format: Format) -> bool:
+    is_large = resources.rss_bytes() > _LARGE_BYTES
+    return is_large and is_not_loaded([need.module for need in format.needs])
 
 
 def judge_here(made: Artifact, recording: verification.Recording, format: Format) -> Judgement:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -113,3 +114,17 @@ def test_minilm_agrees_and_its_source_is_untouched(tmp_path):
     convert(path, tmp_path / "m.onnx")
     assert_agrees(path, tmp_path / "m.onnx", atol=2e-5)
     assert source.sha256() == before
+
+
+def test_what_the_config_leaves_out_is_as_transformers_has_it(bert, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("layer_norm_eps", "hidden_act", "type_vocab_size", "pad_token_id"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config))
+    model = convert(folder, tmp_path / "m.onnx")
+    assert_agrees(folder, tmp_path / "m.onnx", atol=2e-5)
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    epsilons = {a.f for node in norms for a in node.attribute if a.name == "epsilon"}
+    assert epsilons == {np.float32(transformers.BertConfig().layer_norm_eps)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Precision
@@ -28,7 +30,17 @@ from convkit.step import Package, Work, rung
 if TYPE_CHECKING:
     import onnx_ir
 
-_DTYPES = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
+_DTYPES = {Precision.FP32: "FLOAT", Precision.FP16: "FLOAT16", Precision.BF16: "BFLOAT16"}
+_DEFAULTS = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+}
+"""What a config.json may leave out. Source: transformers.models.bert.configuration_bert."""
+
 CHECKED = frozenset({"bert"})
 """Model types whose graph was compared with transformers, padding and all. mobius 0.1.0 lists many
 more, but builds RoBERTa, DeBERTa and others as plain BERT; those go to the next rung at once."""
@@ -47,7 +59,7 @@ def mobius(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     """Builds the graph of a Hugging Face folder by name, its weights streamed from safetensors."""
     config = _config(source)
     work.progress("building the graph", 0, None)
-    model = _build(source)
+    model = _build(source, config)
     graph = model.graph
     _inline(model)
     source = work.recorded() if work.recorded else source
@@ -99,18 +111,20 @@ def _config(source: Artifact) -> dict[str, Any]:
     return config
 
 
-def _build(source: Artifact) -> onnx_ir.Model:
+def _build(source: Artifact, config: dict[str, Any]) -> onnx_ir.Model:
     """The graph without weights. mobius imports PyTorch for weights only: it is not loaded here."""
     try:
         with quiet(), deferred("torch", "safetensors.torch"):
             import mobius as builder
+            import onnx_ir
 
-            package = builder.build(
-                str(source.path),
-                task="feature-extraction",
-                dtype=_DTYPES[source.precision],
-                load_weights=False,
+            dtype = onnx_ir.DataType[_DTYPES[source.precision]]
+            settings = builder.ArchitectureConfig.from_transformers(
+                SimpleNamespace(**_DEFAULTS | config)
             )
+            settings = dataclasses.replace(settings, dtype=dtype)
+            network = builder.registry.get(config["model_type"])(settings)
+            package = builder.build_from_module(network, settings, "feature-extraction")
         (model,) = package.values()
     except Exception as cause:  # whatever it raises, the next rung does not depend on it
         raise RungSkipped(f"mobius cannot build it: {first_line(cause)}") from cause
