@@ -21,7 +21,7 @@ from convkit.cli_options import common, model_options, recipe_from, settings_fro
 if TYPE_CHECKING:
     from convkit.recipe import Recipe
 
-_ISSUES = "https://github.com/convkit/convkit/issues"
+_REPORT = "Please report it on the issue tracker, with the lines above and the command you typed."
 
 
 class _Commands(click.Group):
@@ -309,8 +309,9 @@ def outcome(command: Callable[[], Any]) -> int:
         import traceback
 
         click.echo(traceback.format_exc(), err=True)
-        hint = f"Please report it, with the lines above: {_ISSUES}"
-        return _report(ConvkitError(f"This is a bug in convkit {__version__}: {bug!r}", hint=hint))
+        return _report(
+            ConvkitError(f"This is a bug in convkit {__version__}: {bug!r}", hint=_REPORT)
+        )
     return 0
 
 
