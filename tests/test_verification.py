@@ -163,6 +163,22 @@ def test_an_output_of_mere_rounding_noise_is_not_judged_by_its_ratio() -> None:
     assert judged(zero, lambda x: {"y": x * np.float32(-1e-9)}).passed
 
 
+@pytest.mark.parametrize(
+    ("precision", "scale"),
+    [
+        *((precision, 1e-3) for precision in ("fp32", "fp16", "bf16", "int8", "q4")),
+        *((precision, 1e-5) for precision in ("fp32", "bf16", "int8", "q4")),  # fp16 ends at 6e-5
+    ],
+)
+def test_zeros_are_no_substitute_for_a_small_output(precision: str, scale: float) -> None:
+    """Probabilities over a thousand classes are small, and still the whole answer."""
+
+    def small(x: Any) -> Outputs:
+        return {"y": x * np.float32(scale)}
+
+    assert "sqnr_db" in failed(judged(small, lambda x: {"y": 0 * x}, precision))
+
+
 def test_a_fixed_dimension_is_lost_by_name_and_judged_where_it_fits() -> None:
     fixed = Computing(lambda x: {"y": x}, (TensorSpec("x", "float32", (3, 4)),))
     comparison = verification.compare(recorded(lambda x: {"y": x}), fixed, Precision.FP32)

@@ -100,7 +100,7 @@ class TorchScriptRunner(Runner):
             feeds = {**samples.draw(self.inputs, sizes, seed, ranges), **_arrays(numbers)}
             try:
                 self(feeds)
-            except Exception:
+            except Exception:  # this guess does not suit the program; the caller says if none does
                 continue
             self._ranges, self._numbers, self._is_proven = dict(ranges), dict(numbers), True
             return feeds
