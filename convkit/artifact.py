@@ -101,12 +101,18 @@ class Opening:
         factory: `package.module:callable` that builds the network.
         weights_key: dotted path to the state dict inside a nested checkpoint (`model_state`).
         inputs: input specs given with `--input`, or read off the user's samples.
+        signature: which signature of a SavedModel; None is the default one.
+        input_names, output_names: tensors where a TensorFlow graph begins and ends, where the file
+            does not say.
         trust: the user vouches for code inside the model file.
     """
 
     factory: str | None = None
     weights_key: str | None = None
     inputs: tuple[TensorSpec, ...] = ()
+    signature: str | None = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
     trust: bool = False
 
 

@@ -59,7 +59,7 @@ def load_typed(path: Path, opset: int | None = None) -> ir.Model:
     model.ir_version = max(model.ir_version, 4)
     common.NameFixPass()(model)
     for node in nodes_of(model.graph):
-        _fill_types(node, opset_of(model, node.domain))
+        fill_types(node, opset_of(model, node.domain))
     return model
 
 
@@ -150,7 +150,7 @@ def _formal(schema: Any) -> Formal:
     )
 
 
-def _fill_types(node: ir.Node, opset: int) -> None:
+def fill_types(node: ir.Node, opset: int) -> None:
     """Gives outputs that shape inference left open the type their schema binds them to."""
     import onnx_ir as ir
 
