@@ -23,10 +23,22 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _names(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """Names between commas."""
+    if text and "=" in text:
+        raise click.BadParameter(f"takes names only; a shape goes to  --input '{text}'")
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how a model is to be opened."""
     for option in (
         click.option("--trust", is_flag=True, help="Open files that run code."),
+        click.option("--outputs", "output_names", metavar="A,B", callback=_names,
+                     help="Tensors where a TensorFlow graph ends."),
+        click.option("--inputs", "input_names", metavar="A,B", callback=_names,
+                     help="Tensors where a TensorFlow graph begins."),
+        click.option("--signature", metavar="NAME", help="Which signature of a SavedModel."),
         click.option(
             "--input", "inputs", multiple=True, metavar="SPEC",
             help='An input: "x=float32[batch,3,224,224]"; names are dynamic sizes.',
@@ -43,6 +55,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--force", is_flag=True, help="Replace an existing result."),
         click.option("--no-verify", is_flag=True, help="Skip the comparison with the source."),
+        click.option("--layout", type=click.Choice(["preserve", "nhwc-io"]),
+                     help="Layout of a SavedModel's images; as in the source by default."),
         click.option("--opset", type=int, help="ONNX opset of the result."),
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="An option of a step: onnx-fp16.keep_io=false."),
@@ -67,12 +81,20 @@ def recipe_from(options: dict[str, Any]) -> Recipe:
         weights=options["weights"],
         samples=options["samples"],
         inputs=options["inputs"],
-        settings=settings_from(options["settings"]),
+        signature=options["signature"],
+        input_names=options["input_names"],
+        output_names=options["output_names"],
+        settings={**_layout(options["layout"]), **settings_from(options["settings"])},
         opset=options["opset"],
         verify=not options["no_verify"],
         trust=options["trust"],
         force=options["force"],
     )
+
+
+def _layout(name: str | None) -> dict[str, str]:
+    """The option that `--layout` is short for."""
+    return {"onnx-to-savedmodel.layout": name} if name else {}
 
 
 def settings_from(texts: tuple[str, ...]) -> dict[str, Any]:

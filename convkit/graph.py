@@ -295,16 +295,27 @@ def _detect(
     return replace(artifact, lineage=artifact.read_lineage())
 
 
-def opening_of(inputs: Sequence[str], examples: Path | None, trust: bool) -> Opening:
+def opening_of(
+    inputs: Sequence[str] = (),
+    examples: Path | None = None,
+    trust: bool = False,
+    signature: str | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+) -> Opening:
     """How a model is to be opened: inputs as the user described them, else read off examples."""
-    if not inputs and not examples:
-        return Opening(trust=trust)
     from convkit import samples
 
     specs = tuple(samples.parse_spec(text) for text in inputs)
     if examples and not specs:
         specs = samples.specs_of(samples.read(examples))
-    return Opening(inputs=specs, trust=trust)
+    return Opening(
+        inputs=specs,
+        signature=signature,
+        input_names=tuple(input_names),
+        output_names=tuple(output_names),
+        trust=trust,
+    )
 
 
 def split_weights(weights: str | Path | None) -> tuple[Path | None, str | None]:

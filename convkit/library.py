@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit import graph
-from convkit.artifact import Artifact, Description, Precision
+from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.errors import MissingRequirementError, StepError
 
 if TYPE_CHECKING:
     from convkit.bisect import Divergence
     from convkit.listener import Listener
     from convkit.pipeline import Plan
-    from convkit.recipe import Recipe
     from convkit.report import Report
     from convkit.step import Runner
     from convkit.verification import Check
@@ -31,6 +30,9 @@ def convert(
     weights: str | Path | None = None,
     samples: str | Path | None = None,
     inputs: Sequence[str] = (),
+    signature: str | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     opset: int | None = None,
     verify: bool = True,
@@ -43,12 +45,26 @@ def convert(
     Raises:
         ConvkitError: any of its kinds; nothing is left under the result's name then.
     """
-    from convkit import pipeline
+    from convkit import pipeline, recipe
 
-    recipe = _recipe(
-        model, to, precision, out, weights, samples, inputs, settings, opset, verify, trust, force
+    made = recipe.make(
+        model=str(model),
+        to=to,
+        precision=precision,
+        out=out or None,
+        weights=str(weights) if weights else None,
+        samples=samples or None,
+        inputs=tuple(inputs),
+        signature=signature,
+        input_names=tuple(input_names),
+        output_names=tuple(output_names),
+        settings=settings or {},
+        opset=opset,
+        verify=verify,
+        trust=trust,
+        force=force,
     )
-    return pipeline.run(recipe, listener)
+    return pipeline.run(made, listener)
 
 
 def plan(
@@ -58,45 +74,26 @@ def plan(
     precision: str | None = None,
     weights: str | Path | None = None,
     inputs: Sequence[str] = (),
+    signature: str | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """What `convert` would do: the model as detected, the route, where the result would go."""
-    from convkit import pipeline
+    from convkit import pipeline, recipe
 
-    recipe = _recipe(model, to, precision, None, weights, None, inputs, settings)
-    return pipeline.plan(recipe)
-
-
-def _recipe(
-    model: str | Path,
-    to: str,
-    precision: str | None,
-    out: str | Path | None,
-    weights: str | Path | None,
-    samples: str | Path | None,
-    inputs: Sequence[str],
-    settings: Mapping[str, Any] | None,
-    opset: int | None = None,
-    verify: bool = True,
-    trust: bool = False,
-    force: bool = False,
-) -> Recipe:
-    from convkit import recipe
-
-    return recipe.make(
+    made = recipe.make(
         model=str(model),
         to=to,
         precision=precision,
-        out=Path(out) if out else None,
         weights=str(weights) if weights else None,
-        samples=Path(samples) if samples else None,
         inputs=tuple(inputs),
+        signature=signature,
+        input_names=tuple(input_names),
+        output_names=tuple(output_names),
         settings=settings or {},
-        opset=opset,
-        verify=verify,
-        trust=trust,
-        force=force,
     )
+    return pipeline.plan(made)
 
 
 def load(
@@ -104,6 +101,9 @@ def load(
     *,
     weights: str | Path | None = None,
     inputs: Sequence[str] = (),
+    signature: str | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     trust: bool = False,
 ) -> Runner:
     """Opens a model of any format: `load("m.onnx")({"x": array})` gives `{"y": array}`.
@@ -112,7 +112,8 @@ def load(
         ModelError: it cannot be used.
         MissingRequirementError: the package that runs it is missing.
     """
-    return open_as_verified(_detect(model, weights, None, inputs, trust), exactly=False)
+    opening = graph.opening_of(inputs, None, trust, signature, input_names, output_names)
+    return open_as_verified(_detect(model, weights, opening), exactly=False)
 
 
 def inspect(
@@ -121,6 +122,9 @@ def inspect(
     weights: str | Path | None = None,
     samples: str | Path | None = None,
     inputs: Sequence[str] = (),
+    signature: str | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     trust: bool = False,
 ) -> tuple[Artifact, Description]:
     """What a model is, from its headers.
@@ -128,7 +132,9 @@ def inspect(
     Raises:
         ModelError: it cannot be used.
     """
-    artifact = _detect(model, weights, samples, inputs, trust)
+    examples = Path(samples) if samples else None
+    opening = graph.opening_of(inputs, examples, trust, signature, input_names, output_names)
+    artifact = _detect(model, weights, opening)
     found = graph.discover().format(artifact.format)
     return artifact, found.describe(artifact.path, artifact.opening)
 
@@ -190,6 +196,9 @@ def verify(
     weights: str | Path | None = None,
     samples: str | Path | None = None,
     inputs: Sequence[str] = (),
+    signature: str | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
     trust: bool = False,
     bisect: bool = False,
     listener: Listener | None = None,
@@ -202,6 +211,9 @@ def verify(
             is lower.
         weights: weights of what is a factory.
         inputs: input specs of what does not carry them.
+        signature: which signature of a SavedModel.
+        input_names: tensors where a TensorFlow graph begins.
+        output_names: tensors where it ends.
         samples: inputs to compare at; else seeded ones at several shapes.
         trust: open files that run code.
         bisect: also look for the first tensor at which they part.
@@ -212,11 +224,13 @@ def verify(
     from convkit.listener import Silence
 
     listener = listener or Silence()
-    left = _detect(reference, weights, samples, inputs, trust)
-    right = _detect(candidate, weights, samples, inputs, trust)
+    examples = Path(samples) if samples else None
+    opening = graph.opening_of(inputs, examples, trust, signature, input_names, output_names)
+    left = _detect(reference, weights, opening)
+    right = _detect(candidate, weights, opening)
     listener.stage("Running the reference")
     found = graph.discover().format(left.format)
-    recording = recordings.record_source(left, Path(samples) if samples else None, found)
+    recording = recordings.record_source(left, examples, found)
     if not right.inputs and not right.opening.inputs:
         right = replace(right, opening=replace(right.opening, inputs=recording.inputs))
     listener.stage("Running the candidate")
@@ -236,15 +250,8 @@ def verify(
     return Verdict(comparison.checks, tuple(notes), divergence)
 
 
-def _detect(
-    model: str | Path,
-    weights: str | Path | None,
-    samples: str | Path | None,
-    inputs: Sequence[str],
-    trust: bool,
-) -> Artifact:
+def _detect(model: str | Path, weights: str | Path | None, opening: Opening) -> Artifact:
     is_factory = not os.path.exists(os.path.expanduser(model))  # a name too long is no path
-    opening = graph.opening_of(inputs, Path(samples) if samples else None, trust)
     return graph.detect(model, weights=weights if is_factory else None, opening=opening)
 
 

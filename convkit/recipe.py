@@ -29,6 +29,8 @@ class Recipe(BaseModel):
         weights: weights of a factory's network; `FILE:KEY` names a state dict inside.
         samples: inputs to trace and verify with.
         inputs: input specs, `x=float32[batch,3,224,224]`.
+        signature: which signature of a SavedModel.
+        input_names, output_names: tensors where a TensorFlow graph begins and ends.
         settings: `step.option` -> value; in YAML the field is called `set`.
         opset: ONNX opset for every step that has one.
         verify: False skips the comparison with the source.
@@ -45,6 +47,9 @@ class Recipe(BaseModel):
     weights: str | None = None
     samples: Path | None = None
     inputs: tuple[str, ...] = ()
+    signature: str | None = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
     settings: Mapping[str, Any] = Field(default_factory=dict)
     opset: int | None = Field(default=None, ge=7)
     verify: bool = True
@@ -53,7 +58,14 @@ class Recipe(BaseModel):
 
     def opening(self) -> Opening:
         """How the model is to be opened, as far as the recipe says."""
-        return graph.opening_of(self.inputs, self.samples, self.trust)
+        return graph.opening_of(
+            self.inputs,
+            self.samples,
+            self.trust,
+            self.signature,
+            self.input_names,
+            self.output_names,
+        )
 
 
 def make(**fields: Any) -> Recipe:
