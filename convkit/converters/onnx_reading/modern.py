@@ -262,6 +262,37 @@ def _training_outputs(node: ir.Node) -> None:
     node.resize_outputs(1)
 
 
+def _aligned(node: ir.Node) -> None:
+    """Before opset 7 the second operand lay along the axes from `axis` on, not along the last."""
+    axis = _take(node, "axis")
+    _take(node, "broadcast")
+    if axis is not None:
+        _widen(node, 1, axis)
+
+
+def _slope_per_channel(node: ir.Node) -> None:
+    """Before opset 7 a vector of slopes lay along the channels."""
+    slope = node.inputs[1]
+    if slope is not None and slope.shape is not None and slope.shape != (1,):
+        _widen(node, 1, 1)
+
+
+def _widen(node: ir.Node, place: int, axis: int) -> None:
+    """Adds axes of size 1 behind an operand, so that it begins at `axis` of the first one."""
+    import onnx_ir as ir
+
+    data, operand = node.inputs[0], node.inputs[place]
+    if data is None or operand is None or data.shape is None or operand.shape is None:
+        raise _no_counterpart(node, f"broadcasting along axis {axis} of an unknown shape")
+    behind = len(data.shape) - axis % max(len(data.shape), 1) - len(operand.shape)
+    if behind > 0:
+        rank = len(operand.shape)
+        axes = _constant(node, list(range(rank, rank + behind)), "int64")
+        wide = ir.node("Unsqueeze", [operand, axes])
+        node.graph.insert_before(node, wide)  # type: ignore[union-attr]
+        node.replace_input_with(place, wide.outputs[0])
+
+
 def _batched_scan(node: ir.Node) -> None:
     raise _no_counterpart(node, "a batch dimension and sequence lengths (opset 8)")
 
@@ -277,17 +308,25 @@ def _no_counterpart(node: ir.Node, what: str) -> UnsupportedError:
 _Change = tuple[int, Callable[["ir.Node"], None]]
 _SOFTMAX: tuple[_Change, ...] = ((13, _flatten_first),)
 _AXES: tuple[_Change, ...] = ((13, _to_input("axes", 1)),)
+_OF_TWO = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less")
 
 _CHANGES: dict[str, tuple[_Change, ...]] = {
     **{name: ((below, _to_input("axes", 1)),) for name, below in _REDUCTIONS.items()},
-    "BatchNormalization": ((9, _drop("spatial", 1)), (14, _training_outputs)),
+    **{name: ((7, _aligned),) for name in _OF_TWO},
+    "BatchNormalization": (
+        (7, _drop("is_test")),
+        (9, _drop("spatial", 1)),
+        (14, _training_outputs),
+    ),
     "Clip": ((11, _limits_to_inputs),),
     "DFT": ((20, _dft_axis),),
-    "Dropout": ((12, _drop("ratio")),),
+    "Dropout": ((7, _drop("is_test")), (12, _drop("ratio"))),
+    "Gemm": ((7, _drop("broadcast")),),
     "GridSample": ((20, _renamed_modes),),
     "GroupNormalization": ((21, _per_channel),),
     "Hardmax": _SOFTMAX,
     "LogSoftmax": _SOFTMAX,
+    "PRelu": ((7, _slope_per_channel),),
     "Pad": ((11, _pad),),
     "Resize": ((11, _upsample), (13, _resize)),
     "RoiAlign": ((16, _default("coordinate_transformation_mode", "output_half_pixel")),),
