@@ -1,6 +1,6 @@
 """PyTorch: Hugging Face folders, exported programs, factories with weights, pickled modules.
 
-The kinds are told by content: a folder with `config.json`; a zip archive with a program in it;
+The kinds are told by content: a folder with `config.json`, or with source that convkit wrote; a zip archive with a program in it;
 `package.module:factory` (in `Opening.factory`) with or without a weights file; a pickle. A bare
 state dict can be described, but only a factory makes a network of it.
 """
@@ -12,7 +12,13 @@ from typing import Any
 
 from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.errors import ModelError, UsageError
-from convkit.formats import torch_checkpoint, torch_huggingface, torch_pickle, torch_program
+from convkit.formats import (
+    torch_checkpoint,
+    torch_huggingface,
+    torch_pickle,
+    torch_program,
+    torch_source,
+)
 from convkit.step import Format, Package, Runner
 
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th")
@@ -23,7 +29,7 @@ def matches(path: Path, opening: Opening) -> bool:
     if opening.factory:
         return True
     if path.is_dir():
-        return torch_huggingface.is_folder(path)
+        return torch_source.is_source_folder(path) or torch_huggingface.is_folder(path)
     if not path.is_file() or torch_pickle.is_torchscript(path):
         return False
     return (
@@ -44,6 +50,8 @@ def describe(path: Path, opening: Opening) -> Description:
     torch_checkpoint.require_file(path)
     if opening.factory and path.suffix == ".py":
         return Description(Precision.FP32, inputs=opening.inputs)
+    if torch_source.is_source_folder(path):
+        return torch_source.describe_source(path)
     if path.is_dir():
         return torch_huggingface.describe_folder(path, opening)
     if torch_program.is_program(path):
@@ -80,7 +88,9 @@ def open_torch(artifact: Artifact) -> Runner:
     from convkit.formats.torch_runner import TorchRunner
 
     network, examples = _load(artifact)
-    if artifact.opening.factory is None and artifact.path.is_dir():
+    if artifact.opening.factory is None and torch_source.is_source_folder(artifact.path):
+        inputs = torch_source.inputs_of_source(artifact)
+    elif artifact.opening.factory is None and artifact.path.is_dir():
         given = artifact.opening.inputs
         inputs = torch_huggingface_inputs.inputs_of(network, artifact.precision, given)
     elif artifact.opening.factory is None and torch_program.is_program(artifact.path):
@@ -97,6 +107,8 @@ def _load(artifact: Artifact) -> tuple[Any, Any]:
         from convkit.formats import torch_factory
 
         return torch_factory.build(artifact)
+    if torch_source.is_source_folder(artifact.path):
+        return torch_source.load_source(artifact), None
     if artifact.path.is_dir():
         return torch_huggingface.load_folder(artifact), None
     if torch_program.is_program(artifact.path):

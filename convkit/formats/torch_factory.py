@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, TensorSpec
-from convkit.errors import InputsUnknownError, ModelError, UnknownNameError, UsageError
+from convkit.errors import InputsUnknownError, ModelError
+from convkit.factory import call_factory, find_factory, kind_of
 from convkit.formats.torch_checkpoint import fill, load_state
 from convkit.formats.torch_runner import Example
 from convkit.step import Feeds, Sizes
@@ -37,14 +33,14 @@ def build(artifact: Artifact) -> tuple[torch.nn.Module, Any]:
     import torch
 
     name = artifact.opening.factory or ""
-    factory = _find(name)
+    factory = find_factory(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        made = _call(name, factory)
+        made = call_factory(name, factory)
     network, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, torch.nn.Module):
         raise ModelError(
-            f"{name} gave {_kind(made)}, not a torch.nn.Module.",
+            f"{name} gave {kind_of(made)}, not a torch.nn.Module.",
             hint="Let the factory return the network, or (network, example_inputs).",
         )
     if artifact.path.suffix != ".py":
@@ -80,53 +76,6 @@ def inputs_of(
         return draw(specs, sizes, seed, ranges)
 
     return specs, example
-
-
-def _find(name: str) -> Any:
-    module_name, _, attribute = name.partition(":")
-    with _working_folder_importable():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except (Exception, SystemExit) as cause:  # a script may end the process when imported
-            raise _import_failure(module_name, cause) from cause
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [key for key in vars(found) if callable(vars(found)[key])]
-            nearest = difflib.get_close_matches(part, known, n=8, cutoff=0.0)
-            raise UnknownNameError(f"factory in {module_name}", part, nearest)
-        found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(
-            f"{name} is {_kind(found)}; a factory must be callable.",
-            hint="Name a class or a function that gives the network.",
-        )
-    return found
-
-
-def _import_failure(module: str, cause: Exception | SystemExit) -> ModelError:
-    missing = getattr(cause, "name", None) if isinstance(cause, ModuleNotFoundError) else None
-    if missing and (module == missing or module.startswith(f"{missing}.")):
-        return ModelError(
-            f"There is no Python module {missing}.",
-            why=f"Searched in {Path.cwd()} and the installed packages.",
-            hint="Run from the folder that holds it, or set PYTHONPATH.",
-        )
-    hint = f"pip install {missing.partition('.')[0]}" if missing else ""
-    return ModelError(
-        f"Importing {module} failed.", why=f"{type(cause).__name__}: {cause}", hint=hint
-    )
-
-
-def _call(name: str, factory: Any) -> Any:
-    try:
-        return factory()
-    except (Exception, SystemExit) as cause:
-        hint = ""
-        if isinstance(cause, TypeError) and "argument" in str(cause):
-            hint = "A factory is called without arguments: write a function that gives them."
-        raise ModelError(
-            f"{name}() failed.", why=f"{type(cause).__name__}: {cause}", hint=hint
-        ) from cause
 
 
 def _example_arrays(network: Any, examples: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -175,20 +124,3 @@ def _spec(name: str, array: Any) -> TensorSpec:
     if array.ndim >= 2:  # a lone vector may be anything; with two axes the first is the batch
         shape = ("batch", *shape[1:])
     return TensorSpec(name, array.dtype.name, shape)
-
-
-@contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    added = folder not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        # It stays: a factory may import more of its package when it is called.
-        importlib.invalidate_caches()
-
-
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"

@@ -1,0 +1,68 @@
+"""Runs a SavedModel's signature in a session: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convkit.artifact import Opening
+from convkit.errors import StepError
+from convkit.step import Feeds, Outputs, Runner, Sizes
+from convkit.tensorflow_feeds import arranged, draw_example
+from convkit.tensorflow_graph import freeze_saved_model, run
+from convkit.tensorflow_session import SavedModelSession
+
+
+class SavedModelRunner(Runner):
+    """A loaded SavedModel, on the CPU.
+
+    Args:
+        path: its folder.
+        opening: which signature; specs that take the place of the signature's inputs.
+        saver: what restores the variables before each call, for a signature that assigns them.
+    """
+
+    def __init__(self, path: Path, opening: Opening, saver: tuple[str, ...] = ()) -> None:
+        self._path = path
+        self._opened: SavedModelSession | None = SavedModelSession(path, opening.signature)
+        signature = self._opened.signature
+        self._ports = signature.inputs
+        self.inputs = opening.inputs or tuple(port.spec for port in signature.inputs)
+        self.outputs = tuple(port.spec for port in signature.outputs)
+        self._saver = saver
+        self._call = self._opened.session.make_callable(
+            [port.tensor for port in signature.outputs],
+            feed_list=[port.tensor for port in signature.inputs],
+        )
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Outputs by name, in the signature's order.
+
+        Raises:
+            SamplesError: an input is missing, or TensorFlow refuses it.
+            StepError: the model fails, or was closed.
+        """
+        if self._opened is None:
+            raise StepError("This model was closed.")
+        if self._saver:
+            file, restore = self._saver
+            variables = str(self._path / "variables" / "variables")
+            self._opened.session.run(restore, {file: variables})
+        arrays = run(self._call, arranged(feeds, self._ports))
+        return dict(zip((spec.name for spec in self.outputs), arrays, strict=True))
+
+    def example(self, sizes: Sizes, seed: int) -> Feeds:
+        """Seeded inputs the model makes sense of; ids lie within the tables they look up."""
+        signature = self._opened.signature.name if self._opened else None
+        return draw_example(
+            self._path.name,
+            self.inputs,
+            sizes,
+            seed,
+            lambda: freeze_saved_model(self._path, signature),
+        )
+
+    def close(self) -> None:
+        """Closes the session."""
+        if self._opened is not None:
+            self._opened.session.close()
+            self._opened = None
