@@ -1,0 +1,1 @@
+"""ONNX operators as TensorFlow functions, one file per family, each with its table `OPERATORS`."""
