@@ -1,8 +1,8 @@
-"""PyTorch to ONNX: three ways, tried in order, each verified by the pipeline."""
+"""PyTorch to ONNX: several ways, tried in order, each verified by the pipeline."""
 
 from __future__ import annotations
 
-from convkit.converters.torch_to_onnx.exported import exported, unrolled
+from convkit.converters.torch_to_onnx.exported import exported, newer, unrolled
 from convkit.converters.torch_to_onnx.mobius import mobius
 from convkit.converters.torch_to_onnx.traced import legacy
 from convkit.step import ladder
@@ -14,6 +14,7 @@ torch_to_onnx = ladder(
     exported,
     legacy,
     unrolled,
+    newer,
     carries=("fp32", "fp16", "bf16"),
     loses="training state, Python code around the network, and control flow that depends on data "
     "unless written with torch.cond or torch.while_loop",

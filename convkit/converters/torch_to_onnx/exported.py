@@ -60,6 +60,16 @@ def unrolled(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> Non
     _export(source, out, work, network, opset)
 
 
+@rung("export-newer", needs=_NEEDS)
+def newer(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
+    """Exports at the oldest opset there is here, for `--opset` to lower the result afterwards."""
+    if opset >= LEAST_OPSET:
+        raise RungSkipped("it is for older opsets")
+    work.note(f"PyTorch's exporter begins at opset {LEAST_OPSET}")
+    network = None if _is_program(source) else work.load(source)
+    _export(source, out, work, network, LEAST_OPSET)
+
+
 def ir_version_for(opset: int) -> int:
     """The oldest IR version that admits an opset, so that older runtimes load the file.
 
