@@ -25,7 +25,7 @@ from convkit.graph import ConverterGraph
 from convkit.listener import Listener
 from convkit.recording import LazySamples, Recorder
 from convkit.report import RungReport, StepReport
-from convkit.step import Package, Rung, Step, Work
+from convkit.step import Converter, Package, Rung, Step, Work
 from convkit.workspace import Workspace, is_disk_full
 
 
@@ -124,7 +124,7 @@ class Climb:
         if missing:
             raise RungSkipped(f"needs {missing[0].module}: {missing[0].install}")
         target = graph.after(step, (source.format, source.precision))
-        out = self.place.room(f"{number}-{rung.name}") / self._result_name(step, target)
+        out = self.place.room(f"{number}-{rung.name}") / self._result_name(target)
         if not rung.is_eager:
             _import(rung.needs)  # while the source runs
             source = self._resolved(source)
@@ -191,15 +191,16 @@ class Climb:
             raise StepError(f"{artifact.format} files have no framework object to load.")
         return load(artifact)
 
-    def _result_name(self, step: Step, target: graph.State) -> str:
-        """The destination's name for the last step, so that names written inside a result fit."""
-        if step is self.last:
+    def _result_name(self, target: graph.State) -> str:
+        """The destination's name wherever its format arises, so that names written inside fit."""
+        if target[0] == graph.after(self.last, target)[0]:
             return self.place.destination.name
         return f"{self.place.destination.stem}{self.converters.format(target[0]).suffixes[0]}"
 
     def _describe(self, step: Step, source: Artifact, out: Path, precision: Precision) -> Artifact:
         """The written file as an artifact; what its headers do not tell follows from the source."""
-        opening = Opening(inputs=source.inputs, trust=self.trust)
+        wrote_code = isinstance(step, Converter) and step.writes_code
+        opening = Opening(inputs=source.inputs, trust=self.trust or wrote_code)
         found = graph.detect(out, opening=opening, graph=self.converters)
         expected = graph.after(step, (source.format, source.precision))[0]
         if found.format != expected:

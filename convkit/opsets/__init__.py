@@ -1,0 +1,3 @@
+"""Adapters that bring ONNX operators from an opset down to an older one, meaning the same."""
+
+from __future__ import annotations
