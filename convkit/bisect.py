@@ -9,22 +9,17 @@ the difference reaches the ones computed from it (masks of different depth diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from convkit import metrics
 from convkit.artifact import Artifact, Precision, TensorSpec
+from convkit.bisect_pairs import Pair, paired
 from convkit.errors import UsageError
-from convkit.exposing import (
-    Exposed,
-    ExposedGraph,
-    ExposedNetwork,
-    element_counts,
-)
-from convkit.module_scopes import module_values
+from convkit.exposing import Exposed, element_counts
 from convkit.step import Feeds, Outputs
 from convkit.verification import LIMITS, fit_feeds, label_of
 
@@ -108,14 +103,16 @@ def first_divergence(
     limit_db: float | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
 ) -> Divergence | None:
-    """The first tensor at which a candidate ONNX graph parts from its reference.
+    """The first tensor at which a candidate parts from its reference; one of them is ONNX.
 
     Args:
-        reference: an ONNX graph, whose values are matched by name, or a PyTorch network, whose
-            modules are matched by the scopes the exporter wrote.
-        candidate: an ONNX graph.
+        reference: an ONNX graph, whose values are matched by name; a PyTorch network, whose
+            modules are matched by the scopes the exporter wrote; or a TensorFlow model, whose
+            tensors the ONNX values are named after.
+        candidate: an ONNX graph; or what was made from the reference, an ONNX graph: a PyTorch
+            program or a SavedModel, which carry its names.
         samples: inputs; the search follows the first on which the outputs differ.
-        load: gives the `nn.Module` behind a PyTorch artifact (`Format.load`).
+        load: gives the framework's object behind an artifact (`Format.load`).
         precision: its limits decide what differs; the candidate's where not given.
         limit_db: another limit on the SQNR.
         memory_limit_bytes: what exposed tensors may take together, by estimate.
@@ -130,39 +127,15 @@ def first_divergence(
     samples = list(samples)
     limits = LIMITS[precision or candidate.precision]
     judge = _Judge(limits.sqnr_db if limit_db is None else limit_db, limits.floor)
-    graph, known, pairs = _sides(reference, candidate, load, samples)
+    pair = paired(reference, candidate, load, samples)
     if not samples:
         raise UsageError("Nothing can be compared without samples.")
     for feeds in samples:
-        search = _Search(graph, known, pairs, feeds, judge, memory_limit_bytes)
+        search = _Search(pair, feeds, judge, memory_limit_bytes)
         start = search.first_output()
         if start is not None:
             return search.divergence(start)
     return None
-
-
-def _sides(
-    reference: Artifact,
-    candidate: Artifact,
-    load: Callable[[Artifact], Any] | None,
-    samples: Sequence[Feeds],
-) -> tuple[ExposedGraph, Exposed, dict[str, str]]:
-    """The candidate, the reference, and candidate value -> key of the reference."""
-    if candidate.format != "onnx" or reference.format not in ("onnx", "torch"):
-        raise UsageError(
-            f"Tensors inside {reference.format} and {candidate.format} cannot be matched.",
-            why="Inner tensors are compared between two ONNX graphs, or PyTorch and its ONNX.",
-            hint="Convert both to onnx first, or verify without --bisect.",
-        )
-    graph = ExposedGraph(candidate)
-    if reference.format == "onnx":
-        other = ExposedGraph(reference)
-        names = [name for name in graph.makers if name in other.makers]
-        return graph, other, {name: name for name in names}
-    if load is None:
-        raise UsageError("A PyTorch reference needs to be loaded; pass load=.")
-    network = ExposedNetwork(load(reference), samples[0] if samples else ())
-    return graph, network, module_values(graph, network.modules)
 
 
 class _Judge:
@@ -193,20 +166,18 @@ class _Judge:
 
 
 class _Search:
-    """One search on one sample. Values are the candidate's; their index is topological order."""
+    """One search on one sample. Values are the graph's; their index is topological order."""
 
     def __init__(
         self,
-        graph: ExposedGraph,
-        reference: Exposed,
-        pairs: Mapping[str, str],
+        pair: Pair,
         feeds: Feeds,
         judge: _Judge,
         memory_limit_bytes: int,
     ) -> None:
-        self._graph = graph
-        self._reference = reference
-        self._pairs = dict(pairs)
+        self._pair = pair
+        self._graph = graph = pair.graph
+        self._pairs = dict(pair.names)
         self._feeds = feeds
         self._given = [TensorSpec(n, a.dtype.name, a.shape) for n, a in feeds.items()]
         self._judge = judge
@@ -314,30 +285,41 @@ class _Search:
         """Runs both with these exposed and measures; what cannot be compared is forgotten."""
         self._run_count += 1
         keys = [self._pairs[name] for name in names]
-        expected = self._reference.run(keys, self._feeds)
-        feeds = fit_feeds(self._feeds, self._given, self._graph.inputs)
-        got = self._graph.run(names, feeds)
+        shown = self._graph.run(names, self._fed(self._graph))
+        other = self._pair.other.run(keys, self._fed(self._pair.other))
         if not names:
-            self._measure_outputs(expected, got)
+            self._measure_outputs(other, shown)
         for name, key in zip(names, keys, strict=True):
-            if key in expected and name in got and _are_comparable(expected[key], got[name]):
-                self._measured[name] = self._judge.measure(expected[key], got[name])
+            if key in other and name in shown and _are_comparable(other[key], shown[name]):
+                self._measured[name] = self._measure(other[key], shown[name])
             else:
                 self._forget(name)
 
-    def _measure_outputs(self, expected: Outputs, got: Outputs) -> None:
+    def _fed(self, side: Exposed) -> Feeds:
+        """The sample under the names of a side."""
+        inputs = [
+            replace(spec, dtype=spec.dtype or given.dtype)
+            for spec, given in zip(side.inputs, self._given, strict=False)
+        ]
+        return fit_feeds(self._feeds, self._given, inputs) if inputs else self._feeds
+
+    def _measure(self, other: Array, shown: Array) -> tuple[float, float]:
+        sides = (shown, other) if self._pair.graph_is_reference else (other, shown)
+        return self._judge.measure(*sides)
+
+    def _measure_outputs(self, other: Outputs, shown: Outputs) -> None:
         names = list(self._graph.outputs)
-        known = list(expected)
+        known = list(other)
         if not set(known) <= set(names):  # other names: outputs go by their order
             known = known[: len(names)]
         else:
             names = known
         for key, name in zip(known, names, strict=False):
             self._pairs[name] = key
-            if expected[key].shape != got[name].shape:
+            if other[key].shape != shown[name].shape:
                 self._measured[name] = (-math.inf, math.inf)
-            elif _are_comparable(expected[key], got[name]):
-                self._measured[name] = self._judge.measure(expected[key], got[name])
+            elif _are_comparable(other[key], shown[name]):
+                self._measured[name] = self._measure(other[key], shown[name])
 
     def _forget(self, name: str) -> None:
         self._pairs.pop(name, None)

@@ -28,9 +28,11 @@ class Exposed(abc.ABC):
     """A model whose inner tensors can be asked for by key.
 
     Attributes:
+        inputs: what it takes, in order; empty where feeds go by the reference's names.
         outputs: keys of the model's own outputs, in order; empty where they are known after a run.
     """
 
+    inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[str, ...]
 
     @abc.abstractmethod

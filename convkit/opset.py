@@ -182,7 +182,7 @@ def _is_valid_at(model: Any, opset: int) -> bool:
 
 def _converted(model: Any, path: Path, before: int, after: int) -> Any:
     """The model with adapters applied; its weights sit out as inputs meanwhile."""
-    import onnx
+    import onnx.inliner
 
     from convkit.opsets.lowering import NoOlderForm, lowered
 

@@ -20,6 +20,7 @@ from convkit.options import options_of
 from convkit.recipe import Recipe
 from convkit.recording import Recorder
 from convkit.report import Report, StepReport
+from convkit.step import Step
 from convkit.workspace import workspace
 
 
@@ -81,7 +82,12 @@ def run(
         size = job.source.size_bytes()
         resources.check_disk(place.destination.parent, _needed_bytes(job, size))
         resources.check_memory(size)
-        recorder = Recorder(job.source, recipe.samples, converters.format(job.source.format))
+        recorder = Recorder(
+            job.source,
+            recipe.samples,
+            converters.format(job.source.format),
+            loaded=_loaded_by(job.route.steps[0]),
+        )
         cleanup.callback(recorder.stop)
         climb = Climb(
             converters=converters,
@@ -104,7 +110,7 @@ def run(
         listener.stage("Writing the result")
         recording = recorder.recording()
         peak = max(peak, recorder.peak_rss_mib)
-        final = replace(current, path=job.destination)
+        final = _moved(current, job.destination)
         current.write_manifest(
             checks=[check.to_json() for check in reports[-1].checks], verified=recipe.verify
         )
@@ -122,6 +128,19 @@ def run(
             size_bytes=final.size_bytes(),
             source_size_bytes=size,
         )
+
+
+def _loaded_by(step: Step) -> list[str]:
+    """Modules that a step loads before it needs to know what the source computes."""
+    first = step.rungs[0]
+    return [need.module for need in first.needs] if first.is_eager else []
+
+
+def _moved(made: Artifact, destination: Path) -> Artifact:
+    """The artifact once it is published; files beside it keep their place beside it."""
+    beside = [file.relative_to(made.path.parent) for file in made.data_files]
+    files = tuple(destination.parent / name for name in beside)
+    return replace(made, path=destination, data_files=files)
 
 
 def _check_needs(job: Plan, converters: ConverterGraph) -> None:
@@ -163,7 +182,7 @@ def _set_opset(opset: int, route: Route, options: dict[str, dict[str, Any]]) -> 
     if not takers:
         names = " -> ".join(step.name for step in route.steps)
         raise UsageError(
-            f"--opset {opset} has no effect: the route is {names}, which keeps the opset it finds.",
+            f"--opset {opset} has no effect: the route is {names}, which writes no ONNX.",
             hint="Leave --opset out.",
         )
     for name in takers:

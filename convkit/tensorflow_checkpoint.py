@@ -34,6 +34,16 @@ class Entry:
     size_bytes: int
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file is a checkpoint's index, by how it ends."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-8, 2)
+            return path.suffix == ".index" and int.from_bytes(stream.read(), "little") == _MAGIC
+    except OSError:
+        return False
+
+
 def read_index(prefix: Path) -> tuple[int, Mapping[str, Entry]]:
     """Number of data files, and the tensors by name, of the checkpoint with this prefix.
 

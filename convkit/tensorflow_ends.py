@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convkit.errors import ModelError, UnknownNameError
-from convkit.protobuf import BYTES, Buffer, WireError, fields, mapped, spans
+from convkit.protobuf import BYTES, Buffer, fields, mapped, spans
 from convkit.tensorflow_proto import (
     ANY_RANK,
     Graph,
@@ -27,7 +27,7 @@ from convkit.tensorflow_proto import (
     shape_attribute,
     text,
 )
-from convkit.tensorflow_signature import Port, saver_names
+from convkit.tensorflow_signature import Port, saver_names, wire_errors
 
 _PLACEHOLDERS = ("Placeholder", "PlaceholderV2")
 _STORED = ("Const", "VariableV2", "Variable", "VarHandleOp")
@@ -126,20 +126,14 @@ def graph_file(path: Path) -> Iterator[GraphFile]:
     is_meta = is_meta_graph(path)
     with mapped(path) as data:
         span, saver = (0, len(data)), tuple[str, ...]()
-        try:
+        with wire_errors(path, len(data)):
             if is_meta:
                 found = spans(data, 0, len(data))
                 span, saver = found[2][-1], saver_names(data, found.get(3, []))
             graph = read_graph(data, *span)
-        except (WireError, UnicodeDecodeError, KeyError, IndexError) as cause:
-            raise ModelError(
-                f"{path} is damaged or truncated.",
-                why=f"{cause}; it has {len(data)} bytes.",
-                hint="Save or download it again.",
-            ) from cause
-        if not graph.nodes:
-            raise ModelError(f"{path} holds no graph.", hint="Save or download it again.")
-        yield GraphFile(path, graph, is_meta, saver)
+            if not graph.nodes:
+                raise ModelError(f"{path} holds no graph.", hint="Save or download it again.")
+            yield GraphFile(path, graph, is_meta, saver)
 
 
 def named_ends(
@@ -195,9 +189,11 @@ def _known(name: str, nodes: Mapping[str, Node], path: Path) -> str:
 
 
 def _candidates(nodes: Mapping[str, Node], name: str) -> list[str]:
-    """Names worth showing: the nearest, not thousands."""
+    """Names worth showing: the nearest, else where the graph begins and ends; not thousands."""
     near = difflib.get_close_matches(name, nodes, n=8, cutoff=0.3)
-    return near or [n for n, node in nodes.items() if node.op in _PLACEHOLDERS][:8]
+    read = {node_of(tensor) for node in nodes.values() for tensor in node.inputs}
+    ends = [n for n, node in nodes.items() if node.op in _PLACEHOLDERS or n not in read]
+    return near or ends[:8]
 
 
 def _sinks(graph: Graph, path: Path) -> list[str]:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _KEEPS_VALUES = frozenset(
     ("Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Identity", "StridedSlice", "Tile",
-     "ConcatV2", "Pack", "BroadcastTo", "Slice", "Pad", "PadV2", "ClipByValue", "StopGradient")
+     "ConcatV2", "Pack", "BroadcastTo", "Slice", "Pad", "PadV2", "ClipByValue", "StopGradient",
+     "SelectV2", "Select")
 )  # fmt: skip
 _LOOKUPS: Mapping[str, tuple[int, int]] = {"GatherV2": (0, 1), "Gather": (0, 1)}
 """Operator -> index of the table, index of the indices."""
@@ -51,6 +52,8 @@ def draw_example(
     sizes: Mapping[str, int],
     seed: int,
     frozen: Callable[[], FrozenGraph],
+    *,
+    looks_up: bool = True,
 ) -> dict[str, Any]:
     """Seeded inputs for these sizes of the dynamic dimensions.
 
@@ -59,7 +62,8 @@ def draw_example(
         specs: what it takes.
         sizes: sizes of dynamic dimensions.
         seed: the same seed and sizes give the same arrays.
-        frozen: gives its graph; called only where an input holds integers.
+        frozen: gives its graph; called where an input may hold ids.
+        looks_up: whether the graph looks anything up in a table, so that floats may be ids too.
 
     Raises:
         ModelError: an input holds text, so nothing sensible can be made up.
@@ -75,8 +79,9 @@ def draw_example(
             hint="Give real inputs:  --samples inputs.npz",
             input=strings[0],
         )
-    integers = [spec.name for spec in specs if spec.dtype.startswith(("int", "uint"))]
-    ranges = input_ranges(frozen(), integers) if integers else {}
+    kinds = ("int", "uint", "float") if looks_up else ("int", "uint")
+    ids = [spec.name for spec in specs if spec.dtype.startswith(kinds)]
+    ranges = input_ranges(frozen(), ids) if ids else {}
     feeds = dict(draw(specs, sizes, seed, ranges))
     for spec in specs:
         if spec.name.lower().endswith("mask"):

@@ -16,7 +16,7 @@ from convkit.errors import SamplesError, StepError
 from convkit.tensorflow_ends import graph_file, named_ends, with_spec
 from convkit.tensorflow_feeds import arranged
 from convkit.tensorflow_import import import_tensorflow
-from convkit.tensorflow_inlining import frozen_graph_def
+from convkit.tensorflow_inlining import check_size, frozen_graph_def, variable_bytes
 from convkit.tensorflow_session import (
     SavedModelSession,
     checkpoint_session,
@@ -115,7 +115,8 @@ def freeze_saved_model(path: Path, signature: str | None = None) -> FrozenGraph:
     """
     with SavedModelSession(path, signature) as opened:
         chosen = opened.signature
-        return _frozen_session(opened.session, chosen.inputs, chosen.outputs)
+        with load_errors(path):
+            return _frozen_session(opened.session, chosen.inputs, chosen.outputs)
 
 
 def read_frozen(
@@ -140,7 +141,7 @@ def read_frozen(
     graph_def.ParseFromString(path.read_bytes())
     with graph.as_default(), load_errors(path):
         tf.graph_util.import_graph_def(graph_def, name="")
-    with tf.compat.v1.Session(graph=graph, config=cpu_config()) as session:
+    with tf.compat.v1.Session(graph=graph, config=cpu_config()) as session, load_errors(path):
         return _frozen_session(session, inputs, outputs)
 
 
@@ -177,6 +178,7 @@ def freeze_keras(model: Any, inputs: Sequence[TensorSpec] = ()) -> FrozenGraph:
         convert_variables_to_constants_v2_as_graph as convert,
     )
 
+    check_size(model.name, sum(variable_bytes(v.dtype, v.shape) for v in model.weights))
     frozen, graph_def = convert(function, lower_control_flow=False, aggressive_inlining=True)
     return FrozenGraph(graph_def, _ports(taken, frozen.inputs), _ports(given, frozen.outputs))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,20 @@ _LOGGERS = ("tensorflow", "absl", "h5py")
 
 
 def import_tensorflow() -> Any:
-    """The `tensorflow` module, quiet. What a user set in the environment himself stays."""
+    """The `tensorflow` module, quiet. What a user set in the environment himself stays.
+
+    Where nobody loaded it before, it sees no GPU: it would take all of its memory from others.
+    """
+    is_ours = "tensorflow" not in sys.modules
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     with quiet_import():
         import tensorflow
+
+        if is_ours:
+            tensorflow.config.set_visible_devices([], "GPU")
     return tensorflow
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from convkit.errors import UnsupportedError
 from convkit.tensorflow_import import import_tensorflow
 from convkit.tensorflow_proto import node_of
+
+_MAX_BYTES = 1 << 31
 
 
 def frozen_graph_def(
@@ -22,7 +26,7 @@ def frozen_graph_def(
     Returns:
         The GraphDef, and the tensors of its placeholders in the order of `inputs`.
     """
-    import_tensorflow()
+    tf = import_tensorflow()
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_from_session_graph as convert,
     )
@@ -31,8 +35,38 @@ def frozen_graph_def(
     graph_def = session.graph.as_graph_def()
     placeholders = [_cut(graph_def, session.graph, tensor) for tensor in inputs]
     kept = list(dict.fromkeys((*outputs, *map(node_of, placeholders))))
+    needed = tf.compat.v1.graph_util.extract_sub_graph(graph_def, kept).node
+    check_size("The graph", sum(_bytes_of(session.graph, node) for node in needed))
     plain = convert(session, graph_def, kept)
     return (_inlined(plain, kept) if plain.library.function else plain), placeholders
+
+
+def check_size(what: str, weight_bytes: int) -> None:
+    """Makes sure that weights fit in one GraphDef, which TensorFlow keeps as one protobuf message.
+
+    Raises:
+        UnsupportedError: they take 2 GiB or more.
+    """
+    if weight_bytes >= _MAX_BYTES:
+        raise UnsupportedError(
+            f"{what} has {weight_bytes / (1 << 30):.1f} GiB of weights.",
+            why="TensorFlow freezes graphs below 2 GiB only.",
+        )
+
+
+def variable_bytes(dtype: Any, shape: Sequence[int]) -> int:
+    """Bytes of a variable's elements."""
+    tf = import_tensorflow()
+    return math.prod(shape) * int(tf.as_dtype(dtype).size)
+
+
+def _bytes_of(graph: Any, node: Any) -> int:
+    """Bytes of the weights a node holds; 0 where it is no variable."""
+    if node.op not in ("VarHandleOp", "VariableV2", "Variable"):
+        return 0
+    shape = graph.get_operation_by_name(node.name).get_attr("shape")
+    sizes = [dim.size for dim in shape.dim]
+    return variable_bytes(node.attr["dtype"].type, sizes) if min(sizes, default=0) >= 0 else 0
 
 
 def _add_reads(graph: Any) -> None:

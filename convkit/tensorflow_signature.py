@@ -15,6 +15,7 @@ from typing import Any
 from convkit.artifact import TensorSpec
 from convkit.errors import ModelError, UnknownNameError, UnsupportedError, UsageError
 from convkit.protobuf import BYTES, VARINT, Buffer, WireError, fields, mapped, spans
+from convkit.tensorflow_keras_order import keras_outputs
 from convkit.tensorflow_proto import (
     Function,
     Graph,
@@ -94,20 +95,30 @@ def saved_model(folder: Path) -> Iterator[MetaGraph]:
                 hint="Write it in binary form, as tf.saved_model.save does.",
             )
         raise ModelError(f"There is no file {path}.", hint="A SavedModel's folder holds it.")
-    with mapped(path) as data:
-        try:
-            found = tuple(_meta_graphs(data, folder))
-        except (WireError, UnicodeDecodeError, KeyError, IndexError) as cause:
-            raise ModelError(
-                f"{path} is damaged or truncated.",
-                why=f"{cause}; it has {len(data)} bytes.",
-                hint="Save or download it again.",
-            ) from cause
+    with mapped(path) as data, wire_errors(path, len(data)):
+        found = tuple(_meta_graphs(data, folder))
         if not found:
             raise ModelError(f"{path} holds no graph.", hint="Save or download it again.")
         yield next((meta for meta in found if meta.tags == (_SERVE,)), None) or next(
             (meta for meta in found if _SERVE in meta.tags), found[0]
         )
+
+
+@contextmanager
+def wire_errors(path: Path, size_bytes: int) -> Iterator[None]:
+    """Turns errors of reading a protobuf file into ours; attributes are read late, so within too.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    try:
+        yield
+    except (WireError, UnicodeDecodeError, KeyError, IndexError) as cause:
+        raise ModelError(
+            f"{path} is damaged or truncated.",
+            why=f"{cause}; it has {size_bytes} bytes.",
+            hint="Save or download it again.",
+        ) from cause
 
 
 def choose(signatures: Mapping[str, Signature], wanted: str | None, where: Path) -> Signature:
@@ -150,11 +161,14 @@ def _meta_graph(data: Buffer, span: Span, folder: Path) -> MetaGraph:
     about = spans(data, *found[1][-1]) if 1 in found else {}
     graph = read_graph(data, *(found[2][-1] if 2 in found else (0, 0)))
     signatures = {}
+    object_graph = found[7][-1] if 7 in found else None
+    outputs = keras_outputs(folder, data, object_graph)
     initializers = _collections(data, found.get(4, []))
     for entry in found.get(5, ()):
         name, value = map_entry(data, entry)
         if not name.startswith(_HIDDEN):
-            signatures[name] = _signature(data, value, name, graph, _stored_order(folder, name))
+            order = _stored_order(folder, name) or {"inputs": [], "outputs": outputs}
+            signatures[name] = _signature(data, value, name, graph, order)
         elif name == "__saved_model_init_op":
             initializers += tuple(tensor for tensor, _ in _tensors(data, value, 2).values())
     return MetaGraph(
@@ -162,7 +176,7 @@ def _meta_graph(data: Buffer, span: Span, folder: Path) -> MetaGraph:
         tensorflow_version=text(data, about[5][-1]) if 5 in about else "",
         signatures=signatures,
         graph=graph,
-        object_graph=found[7][-1] if 7 in found else None,
+        object_graph=object_graph,
         initializers=initializers,
         saver=saver_names(data, found.get(3, [])),
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,12 @@ class System:
     targets: tuple[str, ...] = TARGETS
 
 
-def systems() -> tuple[System, ...]:
-    """All, in the order of the table's rows."""
-    return (*_keras(), *_tensorflow(), *_torch(), *_onnx())
+def systems() -> Iterator[System]:
+    """All, in the order of the table's rows; those of a framework import it when reached."""
+    yield from _keras()
+    yield from _tensorflow()
+    yield from _onnx()
+    yield from _torch()
 
 
 _CLASSIC_KERAS = (
@@ -79,7 +82,8 @@ def _tensorflow() -> Iterable[System]:
     )  # fmt: skip
     for part in ("pnet", "rnet", "onet"):
         yield System(
-            f"mtcnn {part} (Keras)", "savedmodel", lambda folder, p=part: _mtcnn(p, folder),
+            f"mtcnn {part} (Keras)", "savedmodel",
+            lambda folder, p=part: mtcnn_savedmodel(p, folder),
             targets=_without("savedmodel"),
         )  # fmt: skip
     yield System("tf1_graph.pb", "tf_frozen", lambda folder: _tf_models().tf1_frozen(folder))
@@ -87,11 +91,11 @@ def _tensorflow() -> Iterable[System]:
 
 
 def _torch() -> Iterable[System]:
-    for name, inputs in _classic_torch().items():
+    for name, (factory, inputs) in _classic_torch().items():
         yield System(
             name,
             "torch",
-            lambda folder, n=name: f"tests.classic_models:{n}",
+            lambda folder, f=factory: f,
             arguments={"inputs": tuple(map(_described, inputs))},
             targets=_without("torch"),
         )
@@ -136,6 +140,7 @@ def _checkpoint(name: str) -> System:
         lambda folder: f"tests.material:{name}",
         lambda: _material().MATERIAL[name].path(),
         {"inputs": (sizes[name],), "key": "model_state" if name == "resemblyzer" else ""},
+        _without("torch"),
     )
 
 
@@ -168,7 +173,8 @@ def _described(spec: TensorSpec) -> str:
     return f"{spec.name}={spec.dtype}[{','.join(map(str, spec.shape))}]"
 
 
-def _mtcnn(part: str, folder: Path) -> Path:
+def mtcnn_savedmodel(part: str, folder: Path) -> Path:
+    """Writes the Keras twin of a part of the face detector: (batch, height, width, 3)."""
     import tensorflow as tf
 
     from tests import material_keras
@@ -181,15 +187,11 @@ def _mtcnn(part: str, folder: Path) -> Path:
     return path
 
 
-def _classic_torch() -> Mapping[str, tuple[TensorSpec, ...]]:
-    """Name of a factory in tests/classic_models.py -> what its network takes."""
-    import importlib.util
+def _classic_torch() -> Mapping[str, tuple[str, tuple[TensorSpec, ...]]]:
+    """Name -> the factory of a classic PyTorch network, and what it takes."""
+    from tests.classic_models import CLASSIC_MODELS
 
-    if importlib.util.find_spec("tests.classic_models") is None:
-        return {}
-    from tests import classic_models
-
-    return {name: tuple(model.inputs) for name, model in classic_models.TORCH_MODELS.items()}
+    return {model.name: (model.opening.factory or "", model.inputs) for model in CLASSIC_MODELS}
 
 
 def _tf_models() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from convkit import graph, library, pipeline
 from convkit.graph import ConverterGraph
 from convkit.recipe import Recipe
 from convkit.step import Converter, Pass, Step
+from convkit.tensorflow_import import import_tensorflow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -69,7 +71,82 @@ def linear_graph(folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
-_MAKERS = {"torch": encoder_folder, "torchscript": traced_network, "onnx": linear_graph}
+def saved_module(folder: Path) -> Path:
+    """A SavedModel: a `tf.Module` with two matrix products and a Tanh between them."""
+    tensorflow = imported_tensorflow()
+    weights = two_layers()
+
+    class TwoLayers(tensorflow.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = map(tensorflow.Variable, weights)
+
+        @tensorflow.function(
+            input_signature=[tensorflow.TensorSpec((None, 64), tensorflow.float32, "x")]
+        )
+        def __call__(self, x: Any) -> dict[str, Any]:
+            return {"y": tensorflow.tanh(x @ self.first) @ self.second}
+
+    module = TwoLayers()
+    tensorflow.saved_model.save(
+        module, str(folder / "saved"), signatures={"serving_default": module.__call__}
+    )
+    return folder / "saved"
+
+
+def keras_archive(folder: Path) -> Path:
+    """A `.keras` file: a convolutional network."""
+    imported_tensorflow()
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    network = keras.Sequential(
+        [
+            keras.Input((16, 16, 3), name="image"),
+            layers.Conv2D(16, 3, activation="relu", name="convolution"),
+            layers.MaxPooling2D(name="pooling"),
+            layers.Flatten(name="flat"),
+            layers.Dense(8, activation="softmax", name="scores"),
+        ]
+    )
+    network.save(folder / "network.keras")
+    return folder / "network.keras"
+
+
+def frozen_graph(folder: Path) -> Path:
+    """A GraphDef: two matrix products of constants with a Tanh between them."""
+    tensorflow = imported_tensorflow()
+    first, second = two_layers()
+    graph = tensorflow.Graph()
+    with graph.as_default():
+        x = tensorflow.compat.v1.placeholder(tensorflow.float32, (None, 64), name="x")
+        hidden = tensorflow.tanh(x @ tensorflow.constant(first))
+        tensorflow.identity(hidden @ tensorflow.constant(second), name="y")
+    (folder / "graph.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    return folder / "graph.pb"
+
+
+def imported_tensorflow() -> Any:
+    """TensorFlow, or a skip with the reason."""
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    return import_tensorflow()
+
+
+def two_layers() -> tuple[Any, Any]:
+    """Seeded weights of 64 x 256 and 256 x 8."""
+    generator = np.random.default_rng(0)
+    first = generator.standard_normal((64, 256)).astype(np.float32) / 8
+    return first, generator.standard_normal((256, 8)).astype(np.float32) / 16
+
+
+_MAKERS = {
+    "torch": encoder_folder,
+    "torchscript": traced_network,
+    "onnx": linear_graph,
+    "savedmodel": saved_module,
+    "keras": keras_archive,
+    "tf_frozen": frozen_graph,
+}
 _INPUTS = {"torchscript": (_IMAGE,)}
 _STEPS = list(graph.discover().steps.values())
 

@@ -16,7 +16,7 @@ PACKAGE = Path(convkit.__file__).parent
 ROOMS = ("formats", "converters", "passes")
 FRAMEWORKS = frozenset(
     (
-        "accelerate", "gguf", "keras", "ml_dtypes", "mobius", "numpy", "onnx", "onnx_ir",
+        "accelerate", "gguf", "h5py", "keras", "ml_dtypes", "mobius", "numpy", "onnx", "onnx_ir",
         "onnxruntime", "onnxscript", "optimum", "safetensors", "tensorflow", "tensorrt", "tf2onnx",
         "torch", "transformers", "xllamacpp",
     )
@@ -45,6 +45,7 @@ FOUNDATION = frozenset(
         "tensorflow_import",
         "tensorflow_inlining",
         "tensorflow_keras",
+        "tensorflow_keras_order",
         "tensorflow_proto",
         "tensorflow_reach",
         "tensorflow_session",
@@ -67,7 +68,10 @@ NARROW = {
     "tensorflow_import": frozenset(("errors",)),
     "tensorflow_proto": frozenset(("artifact", "protobuf")),
     "tensorflow_checkpoint": frozenset(("errors", "protobuf", "tensorflow_proto")),
-    "tensorflow_signature": frozenset(("artifact", "errors", "protobuf", "tensorflow_proto")),
+    "tensorflow_keras_order": frozenset(("protobuf", "tensorflow_proto")),
+    "tensorflow_signature": frozenset(
+        ("artifact", "errors", "protobuf", "tensorflow_proto", "tensorflow_keras_order")
+    ),
     "torch_values": frozenset(("naming",)),
     "torchscript_module": frozenset(),
     "torchscript_signature": frozenset(("artifact",)),

@@ -20,9 +20,12 @@ _NEEDS = (
 def _over_tf2onnx(source: Artifact, out: Path, work: Work, *, opset: int = 18) -> None:
     """Traces the model's call with its inputs' names and shapes and translates the graph."""
     from convkit.converters.tf2onnx_conversion import convert
+    from convkit.converters.tf2onnx_refusals import refuse_text
     from convkit.tensorflow_graph import freeze_keras
+    from convkit.tensorflow_keras import keras_inputs
 
     model = work.load(source)
+    refuse_text(source.opening.inputs or keras_inputs(model))
     work.progress("tracing the network", 0, None)
     convert(freeze_keras(model, source.opening.inputs), out, work, opset)
 

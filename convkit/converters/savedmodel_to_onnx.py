@@ -19,7 +19,9 @@ _NEEDS = (
 def _over_tf2onnx(source: Artifact, out: Path, work: Work, *, opset: int = 18) -> None:
     """Freezes a signature and translates it operator by operator."""
     from convkit.converters.tf2onnx_conversion import convert
+    from convkit.converters.tf2onnx_state import refuse_state
 
+    refuse_state(source.path, source.opening.signature)
     work.progress("reading the SavedModel", 0, None)
     convert(work.load(source), out, work, opset)
 

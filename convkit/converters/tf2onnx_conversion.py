@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convkit.converters.tf2onnx_finish import finish
+from convkit.converters.tf2onnx_lists import refuse_other_orders
 from convkit.converters.tf2onnx_refusals import refuse_untranslatable
 from convkit.errors import ConvkitError, UnsupportedError
 from convkit.step import Work
@@ -45,6 +46,7 @@ def convert(frozen: FrozenGraph, out: Path, work: Work, opset: int) -> None:
     refuse_untranslatable(frozen)
     work.progress("optimizing the TensorFlow graph", 0, None)
     optimized = _optimized(_with_own_results(frozen))
+    refuse_other_orders(optimized.graph_def)
     work.progress("translating operators", 0, None)
     model = _translated(optimized, opset)
     work.progress("writing", 0, None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from convkit.artifact import TensorSpec
 from convkit.errors import UnsupportedError
 from convkit.tensorflow_graph import FrozenGraph
 
@@ -18,7 +19,15 @@ _TABLE = re.compile(r"HashTable|LookupTable|InitializeTable|DenseHashTable|Mutab
 _ASSIGNMENT = re.compile(r"^(Resource)?(Assign|Scatter(Nd)?(Add|Sub|Mul|Div|Min|Max|Update))")
 _VARIABLE = re.compile(r"^(VarHandleOp|VariableV2|Variable|TemporaryVariable|ReadVariableOp)$")
 _PYTHON = re.compile(r"^(PyFunc|PyFuncStateless|EagerPyFunc|NumpyFunction|Py_?[Cc]all)$")
+_CASE = re.compile(r"^((Stateless)?Case|_SwitchN)$")
+"""Source: the second is what TensorFlow's optimizer makes of the first."""
 _OPENED = re.compile(r"^(Iterator|OneShotIterator|QueueDequeue|FIFOQueue|ReaderRead)")
+
+_NO_TEXT = "This TensorFlow graph works on strings, which ONNX runtimes and TensorRT do not."
+_TEXT_HINT = (
+    "Cut the text processing off and convert the network behind it:  "
+    "save it with a signature that takes numbers."
+)
 
 _STATEFUL_FUNCTIONAL = ("ScatterNd", "ScatterNdNonAliasingAdd")
 
@@ -29,18 +38,11 @@ def refuse_untranslatable(frozen: FrozenGraph) -> None:
     Raises:
         UnsupportedError: with the operators and the nodes where they are.
     """
-    texts = [port.name for port in frozen.inputs if port.spec.dtype in ("string", "object", "str")]
+    refuse_text([port.spec for port in frozen.inputs])
     nodes = list(_needed(frozen))
     tables = _named(nodes, _TABLE)
-    if texts or _named(nodes, _TEXT):
-        found = [f"input '{name}' holds strings" for name in texts] + _named(nodes, _TEXT)
-        raise UnsupportedError(
-            "This TensorFlow graph works on strings, which ONNX runtimes and TensorRT do not.",
-            why=_shown(found + tables),
-            hint="Cut the text processing off and convert the network behind it:  "
-            "save it with a signature that takes numbers.",
-            nodes=found,
-        )
+    texts = _named(nodes, _TEXT)
+    _refuse(texts + tables if texts else [], _NO_TEXT, _TEXT_HINT)
     _refuse(
         tables,
         "This TensorFlow graph looks values up in hash tables, which ONNX does not have.",
@@ -57,10 +59,26 @@ def refuse_untranslatable(frozen: FrozenGraph) -> None:
         "Give the state as an input and return its new value as an output.",
     )
     _refuse(
+        _named(nodes, _CASE),
+        "This TensorFlow graph chooses among functions by a number (tf.switch_case), which tf2onnx "
+        "cannot express.",
+        "Write the choice with tf.cond.",
+    )
+    _refuse(
         _named(nodes, _OPENED),
         "This TensorFlow graph reads its inputs from files or queues.",
         "Save it with a signature that takes tensors.",
     )
+
+
+def refuse_text(inputs: Sequence[TensorSpec]) -> None:
+    """Refuses a model that takes strings.
+
+    Raises:
+        UnsupportedError: with the inputs' names.
+    """
+    texts = [spec.name for spec in inputs if spec.dtype in ("string", "object", "str")]
+    _refuse([f"input '{name}' holds strings" for name in texts], _NO_TEXT, _TEXT_HINT)
 
 
 def _refuse(found: list[str], what: str, hint: str) -> None:

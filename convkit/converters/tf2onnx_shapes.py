@@ -15,9 +15,9 @@ from convkit.tensorflow_proto import ANY_RANK
 
 Shape = list[int | str | None] | None
 
-_SIZES = ((64, 32), (128, 48))
-"""Size of the first name, and how much larger each further one is, at the two inferences. All are
-multiples of 16, which networks that halve their input four times ask for."""
+_SIZES = ((61, 36), (131, 50))
+"""Size of the first name, and how much larger each further one is, at the two inferences. They are
+odd, so that a size that was halved and doubled again shows."""
 
 _LARGE_BYTES = 1 << 30
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.converters.torchscript_call import quiet_exporters
+from convkit.converters.torchscript_sizes import keep_sizes_dynamic
 from convkit.errors import RungSkipped, UnsupportedError
 from convkit.step import Feeds, Package, Work, ladder, rung
 from convkit.torch_values import named_tensors, parameters_of, to_argument
@@ -84,13 +85,16 @@ def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]
     import torch
 
     sample = _example(work)
+    keep_sizes_dynamic(network)
     tracer_warning: Any = vars(torch.jit)["TracerWarning"]
     with _quiet(), _no_fast_path(), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", tracer_warning)
         try:
+            positional, named = _arguments(network, sample)
             traced = torch.jit.trace(
                 network,
-                example_kwarg_inputs=_arguments(network, sample),
+                example_inputs=positional or None,
+                example_kwarg_inputs=named or None,
                 strict=False,
                 check_trace=False,
             )
@@ -117,11 +121,11 @@ def _check(network: Any, compiled: Any, work: Work) -> None:
     import torch
 
     for feeds in work.samples:
-        arguments = _arguments(network, feeds)
+        positional, named = _arguments(network, feeds)
         with torch.no_grad(), _quiet():
-            expected = named_tensors(network(**arguments))
+            expected = named_tensors(network(*positional, **named))
             try:
-                got = named_tensors(compiled(**arguments))
+                got = named_tensors(compiled(*positional, **named))
             except RuntimeError as cause:
                 raise _differs(feeds, str(cause).strip().splitlines()[-1]) from cause
         if [t.shape for _, t in expected] != [t.shape for _, t in got]:
@@ -155,10 +159,20 @@ def _example(work: Work) -> Feeds:
     return work.samples[1] if len(work.samples) > 1 else work.samples[0]
 
 
-def _arguments(network: Any, feeds: Feeds) -> dict[str, Any]:
-    """Arguments by name; a parameter annotated as a number takes a Python number."""
+def _arguments(network: Any, feeds: Feeds) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by position and by name; a parameter annotated as a number takes one.
+
+    An exported program takes its arguments exactly as it was exported with.
+    """
     numbers = parameters_of(network)
-    return {name: to_argument(array, numbers.get(name)) for name, array in feeds.items()}
+    values = {name: to_argument(array, numbers.get(name)) for name, array in feeds.items()}
+    tree = getattr(network, "_in_spec", None)
+    if tree is None or tree.num_leaves != len(values):
+        return (), values
+    from torch.utils import _pytree
+
+    positional, named = _pytree.tree_unflatten(list(values.values()), tree)
+    return tuple(positional), dict(named)
 
 
 def _save(module: Any, out: Path, source: Artifact, work: Work) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,64 @@ from convkit.tensorflow_keras import keras_inputs
 _KERAS = ("keras", "tensorflow", "tf_keras")
 _OTHERS = ("torch",)
 _SEED = 0
+_MAX_MODULES = 4
 
 
 def writes_keras(path: Path, factory: str) -> bool:
     """Whether the factory in a source file uses Keras, as far as its imports tell.
 
-    Where a module imports PyTorch too, the names inside the factory decide.
+    Where a module imports PyTorch too, the names inside the factory decide; where it imports
+    neither, the module does that the factory comes from. Nothing is imported.
     """
-    try:
-        tree = ast.parse(path.read_text())
-    except (OSError, ValueError, SyntaxError):
-        return False
-    names = dict(_imports(tree))
+    wanted = factory.partition(":")[2].partition(".")[0]
+    for _ in range(_MAX_MODULES):
+        try:
+            tree = ast.parse(path.read_text())
+        except (OSError, ValueError, SyntaxError):
+            return False
+        names = dict(_imports(tree))
+        roots = set(names.values())
+        if roots & {*_KERAS, *_OTHERS}:
+            return _prefers_keras(tree, names, wanted)
+        found = _origin(tree, wanted, path)
+        if found is None:
+            return False
+        path, wanted = found
+    return False
+
+
+def _prefers_keras(tree: ast.Module, names: Mapping[str, str], wanted: str) -> bool:
     roots = set(names.values())
     if not roots & set(_KERAS) or not roots & set(_OTHERS):
         return bool(roots & set(_KERAS))
-    wanted = factory.partition(":")[2].partition(".")[0]
     body = next((node for node in tree.body if getattr(node, "name", None) == wanted), None)
     if body is None:
         return False
     inner = {**names, **dict(_imports(body))}
     used = [inner.get(n.id) for n in ast.walk(body) if isinstance(n, ast.Name)]
     return sum(root in _KERAS for root in used) > sum(root in _OTHERS for root in used)
+
+
+def _origin(tree: ast.Module, wanted: str, path: Path) -> tuple[Path, str] | None:
+    """Source file and name there of what a module imports under a name."""
+    for node in tree.body:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        name = next((a.name for a in node.names if (a.asname or a.name) == wanted), None)
+        if name is None:
+            continue
+        parts = (node.module or "").split(".") if node.module else []
+        roots = (
+            [path.parents[node.level - 1]] if node.level else [path.parent, *map(Path, sys.path)]
+        )
+        for root in roots:
+            for file in (
+                root.joinpath(*parts).with_suffix(".py"),
+                root.joinpath(*parts, "__init__.py"),
+            ):
+                if file.is_file():
+                    return file, name
+    return None
 
 
 def build(artifact: Artifact) -> tuple[Any, tuple[TensorSpec, ...]]:

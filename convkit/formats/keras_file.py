@@ -21,6 +21,7 @@ from typing import Any
 
 from convkit.errors import MissingRequirementError, ModelError
 from convkit.formats.zip_bomb import refuse_bomb
+from convkit.formats.zip_window import opened_record
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -144,7 +145,7 @@ def _archive_elements(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
     except ImportError:
         return {}
     try:
-        with archive.open(WEIGHTS) as stream, h5py.File(stream, "r") as file:
+        with opened_record(path, archive, WEIGHTS) as stream, h5py.File(stream, "r") as file:
             return _elements(file)
     except (OSError, RuntimeError, KeyError, zipfile.BadZipFile) as cause:
         raise damaged(path, f"{WEIGHTS}: {cause}") from cause

@@ -43,8 +43,8 @@ _HARMLESS = frozenset(
 _TRAINING = ("_initializer", "_regularizer", "_constraint")
 """Endings of arguments that a trained model no longer needs."""
 
-_WAS_NEVER: tuple[Any, ...] = (None, False, 1, "", [], {}, ())
-"""Values by which an argument that is gone asked for nothing."""
+_ASKS_NOTHING: tuple[Any, ...] = (None, 0, 1, "", [], {}, ())
+"""Values by which an argument that is gone asked for nothing; False is a 0 here, True no 1."""
 
 
 def modern(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def without_unknown(
         for name in [name for name in inner if name not in known]:
             value = inner.pop(name)
             harmless = name in _HARMLESS or name.endswith(_TRAINING)
-            if not harmless and value not in _WAS_NEVER:
+            if not harmless and (value is True or value not in _ASKS_NOTHING):
                 raise UnsupportedError(
                     f"Layer '{inner.get('name', kind)}' ({kind}) uses {name}={value!r}, which "
                     "Keras 3 does not have.",
@@ -89,12 +89,12 @@ def without_unknown(
 
 
 def _visit(node: Any, change: Callable[[dict[str, Any]], None]) -> None:
-    """Calls `change` on every object of a configuration, from the inside out."""
+    """Calls `change` on every object of a configuration, from the outside in."""
     if isinstance(node, dict):
-        for value in node.values():
-            _visit(value, change)
         if "class_name" in node:
             change(node)
+        for value in node.values():
+            _visit(value, change)
     elif isinstance(node, list):
         for value in node:
             _visit(value, change)

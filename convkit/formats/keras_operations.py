@@ -30,7 +30,8 @@ _RENAMED = {
     "math.softplus": "softplus", "math.l2_normalize": "normalize", "where": "where",
     "math.squared_difference": "squared_difference", "compat.v1.shape": "shape",
     "math.logical_and": "logical_and", "math.logical_or": "logical_or",
-    "math.logical_not": "logical_not", "gather": "take", "compat.v1.gather": "take", "math.divide_no_nan": "divide_no_nan",
+    "math.logical_not": "logical_not", "math.divide_no_nan": "divide_no_nan",
+    "gather": "take", "compat.v1.gather": "take",
 }  # fmt: skip
 """TensorFlow's name -> Keras's, where the last part differs or wants to be sure."""
 

@@ -27,9 +27,9 @@ class KerasRunner(Runner):
     def __init__(self, model: Any, inputs: Sequence[TensorSpec] = ()) -> None:
         self._model = model
         self._function, self.inputs, self.outputs = keras_function(model, inputs)
-        self._stateful = [
-            layer for layer in model._flatten_layers() if getattr(layer, "stateful", False)
-        ]
+        layers = list(model._flatten_layers())
+        self._stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
+        self._looks_up = any("Embedding" in type(layer).__name__ for layer in layers)
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name, in the model's order.
@@ -60,12 +60,14 @@ class KerasRunner(Runner):
 
     def example(self, sizes: Sizes, seed: int) -> Feeds:
         """Seeded inputs the model makes sense of; ids lie within the tables they look up."""
+        model, inputs = self._model, self.inputs
         return draw_example(
-            self._model.name,
-            self.inputs,
+            model.name,
+            inputs,
             sizes,
             seed,
-            lambda: freeze_keras(self._model, self.inputs),
+            lambda: freeze_keras(model, inputs),
+            looks_up=self._looks_up,
         )
 
     def close(self) -> None:

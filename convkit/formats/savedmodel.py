@@ -9,6 +9,7 @@ from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.errors import ModelError
 from convkit.step import Format, Package, Runner
 from convkit.tensorflow_checkpoint import check_shards
+from convkit.tensorflow_ends import is_graph
 from convkit.tensorflow_reach import VARIABLES, Reach, check_safe
 from convkit.tensorflow_signature import MetaGraph, Signature, choose, saved_model
 
@@ -16,7 +17,11 @@ _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def _matches(path: Path, opening: Opening) -> bool:
-    return opening.factory is None and any((path / name).is_file() for name in _GRAPH_FILES)
+    if opening.factory is not None:
+        return False
+    if path.is_file():  # recognised so that the error can name the folder
+        return path.name in _GRAPH_FILES and not is_graph(path)
+    return any((path / name).is_file() for name in _GRAPH_FILES)
 
 
 def _describe(path: Path, opening: Opening) -> Description:
@@ -27,6 +32,11 @@ def _describe(path: Path, opening: Opening) -> Description:
         UnsafeError: its graph does more than compute, and is not trusted.
         UnknownNameError, UsageError: which signature is meant cannot be told.
     """
+    if path.is_file():
+        raise ModelError(
+            f"{path} is a part of a SavedModel, the graph without its variables.",
+            hint=f"Name the folder:  {path.absolute().parent}",
+        )
     with saved_model(path) as meta:
         signature = _checked(path, opening, meta)
         reach = Reach(meta.graph, [port.tensor for port in signature.outputs])
@@ -94,9 +104,10 @@ def _open(artifact: Artifact) -> Runner:
     with saved_model(path) as meta:
         signature = _checked(path, opening, meta)
         reach = Reach(meta.graph, [port.tensor for port in signature.outputs])
-        assigns = any(node.op.startswith("Assign") for node in reach.all_nodes())
-        saver = meta.saver if assigns else ()
-    return SavedModelRunner(path, opening, saver)
+        operators = reach.operators()
+        assigns = any(name.startswith("Assign") for name in operators)
+        looks_up = any("Gather" in name for name in operators)
+    return SavedModelRunner(path, opening, meta.saver if assigns else (), looks_up)
 
 
 def _checked(path: Path, opening: Opening, meta: MetaGraph) -> Signature:

@@ -19,9 +19,12 @@ class SavedModelRunner(Runner):
         path: its folder.
         opening: which signature; specs that take the place of the signature's inputs.
         saver: what restores the variables before each call, for a signature that assigns them.
+        looks_up: whether the graph looks anything up in a table.
     """
 
-    def __init__(self, path: Path, opening: Opening, saver: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, path: Path, opening: Opening, saver: tuple[str, ...] = (), looks_up: bool = True
+    ) -> None:
         self._path = path
         self._opened: SavedModelSession | None = SavedModelSession(path, opening.signature)
         signature = self._opened.signature
@@ -29,6 +32,7 @@ class SavedModelRunner(Runner):
         self.inputs = opening.inputs or tuple(port.spec for port in signature.inputs)
         self.outputs = tuple(port.spec for port in signature.outputs)
         self._saver = saver
+        self._looks_up = looks_up
         self._call = self._opened.session.make_callable(
             [port.tensor for port in signature.outputs],
             feed_list=[port.tensor for port in signature.inputs],
@@ -59,6 +63,7 @@ class SavedModelRunner(Runner):
             sizes,
             seed,
             lambda: freeze_saved_model(self._path, signature),
+            looks_up=self._looks_up,
         )
 
     def close(self) -> None:

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact, Description, Opening, Precision
+from convkit.errors import ModelError
 from convkit.step import Format, Package, Runner
-from convkit.tensorflow_checkpoint import check_shards, read_index, shard_paths
+from convkit.tensorflow_checkpoint import check_shards, is_index, read_index, shard_paths
 from convkit.tensorflow_ends import GraphFile, graph_file, is_graph, is_meta_graph, named_ends
 from convkit.tensorflow_reach import VARIABLES, Reach, check_safe
 from convkit.tensorflow_signature import Port
 
 
 def _matches(path: Path, opening: Opening) -> bool:
-    return opening.factory is None and path.is_file() and (is_graph(path) or is_meta_graph(path))
+    if opening.factory is not None or not path.is_file():
+        return False
+    # An index is recognised so that the error can name the file with the graph.
+    return is_graph(path) or is_meta_graph(path) or is_index(path)
 
 
 def _describe(path: Path, opening: Opening) -> Description:
@@ -25,6 +29,8 @@ def _describe(path: Path, opening: Opening) -> Description:
         UnknownNameError: the graph has no tensor of a name that was given.
         UnsafeError: its graph does more than compute, and is not trusted.
     """
+    if is_index(path):
+        raise _not_the_graph(path)
     with graph_file(path) as file:
         inputs, outputs = _checked(file, opening)
         reach = Reach(file.graph, [port.tensor for port in outputs])
@@ -54,6 +60,20 @@ def _describe(path: Path, opening: Opening) -> Description:
             details=details,
             data_files=_data_files(path) if file.is_meta else (),
         )
+
+
+def _not_the_graph(index: Path) -> ModelError:
+    meta = index.with_suffix(".meta")
+    if meta.is_file():
+        return ModelError(
+            f"{index} is a part of a checkpoint, the list of its variables.",
+            hint=f"Name the file with the graph:  {meta}",
+        )
+    return ModelError(
+        f"{index} is a part of a checkpoint, the list of its variables.",
+        why=f"The graph they belong to would lie in {meta.name}, which is not there.",
+        hint="Keras can fill a network from it:  load_weights, then save the model.",
+    )
 
 
 def _data_files(meta: Path) -> tuple[Path, ...]:

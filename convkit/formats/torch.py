@@ -1,8 +1,8 @@
 """PyTorch: Hugging Face folders, exported programs, factories with weights, pickled modules.
 
-The kinds are told by content: a folder with `config.json`, or with source that convkit wrote; a zip archive with a program in it;
-`package.module:factory` (in `Opening.factory`) with or without a weights file; a pickle. A bare
-state dict can be described, but only a factory makes a network of it.
+The kinds are told by content: a folder with `config.json`, or with source that convkit wrote; a zip
+archive with a program in it; `package.module:factory` (in `Opening.factory`) with or without a
+weights file; a pickle. A bare state dict can be described, but only a factory makes a network.
 """
 
 from __future__ import annotations

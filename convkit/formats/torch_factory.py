@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 _SEED = 0
+_KERAS_HINT = "Let its module import keras: that tells a factory of Keras models from others."
 
 
 def build(artifact: Artifact) -> tuple[torch.nn.Module, Any]:
@@ -40,8 +41,10 @@ def build(artifact: Artifact) -> tuple[torch.nn.Module, Any]:
     network, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, torch.nn.Module):
         raise ModelError(
-            f"{name} gave {kind_of(made)}, not a torch.nn.Module.",
-            hint="Let the factory return the network, or (network, example_inputs).",
+            f"{name} gave {kind_of(network)}, not a torch.nn.Module.",
+            hint=_KERAS_HINT
+            if type(network).__module__.startswith("keras")
+            else "Let the factory return the network, or (network, example_inputs).",
         )
     if artifact.path.suffix != ".py":
         fill(network, load_state(artifact.path, artifact.opening), artifact.path)

@@ -137,7 +137,7 @@ def _run(path: Path) -> Any:
 
 
 def _named(network: torch.nn.Module, names: list[str]) -> torch.nn.Module:
-    """Lets `forward` take tensors by position and give a dictionary; an edited one stays as it is."""
+    """Lets `forward` take tensors by position and give a dictionary; an edited one stays."""
     kind = type(network)
 
     def forward(self: Any, *tensors: Any) -> Any:

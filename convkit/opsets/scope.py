@@ -91,7 +91,7 @@ class Scope:
         self.taken.add(name)
         return name
 
-    def hold(self, hint: str, values: Any, dtype: str = "int64") -> tuple[Any, str]:
+    def hold(self, hint: str, values: Any, dtype: Any = "int64") -> tuple[Any, str]:
         """A Constant node of these values, and the name of its output."""
         import numpy as np
         from onnx import helper, numpy_helper
@@ -107,7 +107,7 @@ class Scope:
             return None
         if maker.op_type in ("Shape", "Size"):
             return self._measured(maker)
-        feeds = {}
+        feeds: dict[str, Any] = {}
         for source in filter(None, maker.input):
             value = self.constant(source)
             if value is None or value.size > _SMALL_ELEMENTS:
@@ -139,9 +139,10 @@ def _run_node(node: Any, feeds: Mapping[str, Any], opset: int) -> Any | None:
     graph = helper.make_graph([node], "constant", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
-        return ReferenceEvaluator(model).run(None, dict(feeds))[0]
+        results: Any = ReferenceEvaluator(model).run(None, dict(feeds))
     except Exception:  # an operator that the evaluator lacks: the value stays unknown
         return None
+    return results[0]
 
 
 def _has_graph(node: Any) -> bool:

@@ -229,3 +229,17 @@ def test_the_kernels_run_where_onednn_is_off(tmp_path: Path) -> None:
     )
     theirs = expected(tmp_path, {"x": x})[pooled]
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_nhwc_io_allows_questions_for_the_size_of_the_image(tmp_path: Path) -> None:
+    g = Graph()
+    size = g("Slice", g("Shape", "x"), np.array([2]), np.array([4]))
+    y = g("Relu", conv(g, "x", 3, 4))
+    batch_and_channels = g("Slice", g("Shape", y), np.array([0]), np.array([2]))
+    whole = g("Concat", batch_and_channels, g("Mul", size, np.array([2, 2])), axis=0)
+    last = g("Resize", y, "", "", whole, mode="nearest")
+    out = converted(g.model([last]), tmp_path, layout="nhwc-io")
+    x = random(2, 3, 6, 5)
+    ours = computed(out, {"x": x.transpose(0, 2, 3, 1)})[last]
+    theirs = expected(tmp_path, {"x": x})[last]
+    np.testing.assert_allclose(ours.transpose(0, 3, 1, 2), theirs, rtol=1e-4, atol=1e-5)

@@ -12,8 +12,12 @@ from convkit.step import Package, Work, converter
     "onnx",
     "savedmodel",
     carries=("fp32", "fp16", "bf16", "int8", "q4"),
-    loses="operators' names and attributes; sequences, optionals and strings as inputs or outputs",
-    needs=(Package("tensorflow", "savedmodel"), Package("onnx_ir", "onnx")),
+    loses="the file's metadata, and ONNX's own operators: they become TensorFlow's",
+    needs=(
+        Package("tensorflow", "savedmodel"),
+        Package("onnx", "onnx"),
+        Package("onnx_ir", "onnx"),
+    ),
 )
 def onnx_to_savedmodel(
     source: Artifact, out: Path, work: Work, *, layout: str = "preserve"

@@ -22,20 +22,44 @@ _ENDLESS = np.iinfo(np.int64).max
 
 
 def conditional(tracer: Tracer, node: ir.Node, scope: Scope) -> list[Any]:
-    """ONNX If. A condition known before the run leaves its branch only."""
+    """ONNX If. A condition known before the run leaves its branch only.
+
+    So does one that decides how many axes a result has (exporters of PyTorch write `squeeze` so):
+    which branch that is, is assumed by the tracer and checked in every run.
+    """
     import tensorflow as tf
 
     condition = _given(node, 0, scope)
-    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    branches = {
+        True: node.attributes["then_branch"].as_graph(),
+        False: node.attributes["else_branch"].as_graph(),
+    }
     known = condition.known()
     if known is not None:
-        return tracer.run(branches[0 if known.reshape(-1)[0] else 1], scope.inner())
+        return tracer.run(branches[bool(known.reshape(-1)[0])], scope)
 
     def branch(graph: ir.Graph) -> Callable[[], list[Any]]:
         return lambda: [_plain(value, node) for value in tracer.run(graph, scope.inner())]
 
-    results = tf.cond(tf.reshape(condition.first, []), branch(branches[0]), branch(branches[1]))
-    return _typed(node, list(results))
+    decision = tf.reshape(condition.first, [])
+    results = tf.cond(decision, branch(branches[True]), branch(branches[False]))
+    if not _is_any_axis_open(node, results):
+        return _typed(node, list(results))
+    name = node.name or str(node.outputs[0].name)
+    tracer.assumed[name] = tracer.branch
+    check = tf.debugging.Assert(
+        tf.equal(decision, tracer.branch), [f"The If '{name}' takes its other branch."]
+    )
+    with tf.control_dependencies([check]):
+        return tracer.run(branches[tracer.branch], scope)
+
+
+def _is_any_axis_open(node: ir.Node, results: Sequence[Any]) -> bool:
+    """Whether neither TensorFlow nor ONNX knows how many axes one of the results has."""
+    return any(
+        not isinstance(result, list) and result.shape.rank is None and value.shape is None
+        for result, value in zip(results, node.outputs, strict=True)
+    )
 
 
 def loop(tracer: Tracer, node: ir.Node, scope: Scope) -> list[Any]:

@@ -52,6 +52,27 @@ class Growing:
         return array, tf.TensorSpec([], tf.int32)
 
 
+def slices(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Growing | None:
+    """SplitToSequence into single slices, of an axis with a size of the run; else None."""
+    import tensorflow as tf
+
+    data, *lengths = inputs
+    if not isinstance(data, Held) or data.shape is None:
+        return None
+    axis = keywords.get("axis", 0) % len(data.shape)
+    length = lengths[0].known() if lengths and lengths[0] is not None else None
+    is_single = not lengths or (length is not None and length.ndim == 0 and length == 1)
+    if data.shape[axis] is not None or not is_single:
+        return None
+    tensor = tf.transpose(data.first, [axis, *(n for n in range(len(data.shape)) if n != axis)])
+    if lengths or keywords.get("keepdims", 1):
+        tensor = tf.expand_dims(tensor, axis + 1)
+    array = tf.TensorArray(
+        tensor.dtype, 0, dynamic_size=True, infer_shape=False, clear_after_read=False
+    )
+    return Growing(array.unstack(tensor), tf.shape(tensor)[0])
+
+
 def compute(node: ir.Node, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
     """An operator whose first input is a growing sequence.
 
@@ -102,8 +123,6 @@ def _join(
     node: ir.Node, sequence: Growing, rest: Sequence[Any], keywords: Mapping[str, Any]
 ) -> Held:
     """ConcatFromSequence. An axis other than the first is moved there and back."""
-    import tensorflow as tf
-
     axis, shape = keywords["axis"], node.outputs[0].shape
     rank = None if shape is None else len(shape)
     if axis < 0 and rank is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FOLDED_BYTES = 1 << 16
 """Results up to here become constants; larger ones are computed in every run."""
 _STATIC_ELEMENTS = 64
-_RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
+_RANDOM = ("Random", "Bernoulli", "Multinomial")
 
 Value = Any
 """Held, a list of tensors or Growing (a sequence), or None (an absent optional)."""
@@ -56,11 +56,22 @@ class Scope:
 
 
 class Tracer:
-    """Traces graphs with the functions of a library."""
+    """Traces graphs with the functions of a library.
 
-    def __init__(self, library: Library, weights: Weights) -> None:
+    Args:
+        library: the functions.
+        weights: the variables.
+        branch: the branch of an If to assume where the two give different numbers of axes.
+
+    Attributes:
+        assumed: the If nodes of which a branch was assumed, by name.
+    """
+
+    def __init__(self, library: Library, weights: Weights, branch: bool) -> None:
         self.library = library
         self.weights = weights
+        self.branch = branch
+        self.assumed: dict[str, bool] = {}
 
     def run(self, graph: ir.Graph, scope: Scope) -> list[Value]:
         """The outputs of a graph whose inputs `scope` holds."""
@@ -97,6 +108,10 @@ class Tracer:
             known = _passed_on(node, inputs, keywords)
             if known is not None:
                 return [known]
+        if node.op_type == "SplitToSequence" and node.domain == "":
+            sequence = growing.slices(inputs, keywords)
+            if sequence is not None:
+                return [sequence]
         if any(isinstance(x, Growing) for x in inputs):
             return [growing.compute(node, inputs, keywords)]
         if _can_fold(node, inputs):
@@ -119,7 +134,7 @@ class Tracer:
             keywords = {**keywords, **plan.keywords}
         if len(call.inputs) > 1 and self.weights.is_kernel(call.inputs[1]):
             keywords = {**keywords, "weight_layout": "TF"}
-        results = _listed(function(*arguments(function, given), **keywords))
+        results = _results(function, given, keywords)
         is_last = plan is not None and plan.is_last
         _give_ranks(node, results)
         return [_held(result, is_last) for result in results]
@@ -167,7 +182,7 @@ def _passed_on(node: ir.Node, inputs: Sequence[Value], keywords: dict[str, Any])
 
 
 def _can_fold(node: ir.Node, inputs: Sequence[Value]) -> bool:
-    if node.op_type.startswith(_RANDOM) and node.op_type != "Dropout":
+    if node.op_type.startswith(_RANDOM):
         return False
     return all(x is None or (isinstance(x, Held) and x.is_known) for x in inputs)
 
@@ -180,7 +195,7 @@ def _folded(
 
     with tf.init_scope(), tf.device("CPU"):
         fresh = [None if x is None else Held(array=x.array) for x in inputs]
-        results = _listed(function(*arguments(function, fresh), **keywords))
+        results = _results(function, fresh, keywords)
         if not all(tf.is_tensor(result) for result in results):
             return None
         arrays = [result.numpy() for result in results]
@@ -190,16 +205,15 @@ def _folded(
 
 
 def _decoded(call: Call) -> dict[str, Any]:
-    """The attributes as the functions of the library take them."""
+    """The attributes as the functions of the library take them; tensors as arrays."""
     import onnx_ir as ir
-    import tensorflow as tf
 
     keywords = dict(call.keywords)
     for name, attribute in keywords.items():
         if name in call.dtypes:
             keywords[name] = dtype_of(attribute) if attribute else None
         elif isinstance(attribute, ir.TensorProtocol):
-            keywords[name] = tf.constant(attribute.numpy())
+            keywords[name] = np.asarray(attribute.numpy())
     if call.counts:
         keywords["output_count"] = call.output_count
     return keywords
@@ -228,7 +242,17 @@ def dtype_of(code: int) -> Any:
     return tf.as_dtype(kind.numpy())
 
 
-def _listed(results: Any) -> list[Any]:
+def _results(
+    function: Callable[..., Any], given: Sequence[Any], keywords: dict[str, Any]
+) -> list[Any]:
+    """What the function gives, as a list; arrays among the attributes become tensors here."""
+    import tensorflow as tf
+
+    named = {
+        name: tf.constant(value) if isinstance(value, np.ndarray) else value
+        for name, value in keywords.items()
+    }
+    results = function(*arguments(function, given), **named)
     return list(results) if isinstance(results, tuple) else [results]
 
 

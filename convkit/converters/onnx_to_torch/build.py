@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import linecache
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from convkit.converters.onnx_to_torch.dtypes import tensor_of
 from convkit.converters.onnx_to_torch.generate import program_of
 from convkit.converters.onnx_to_torch.program import Program
+from convkit.converters.onnx_to_torch.releasing import without_release
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +56,7 @@ def filled(program: Program, result: type = object) -> torch.nn.Module:
 
 
 def filled_from(program: Program, weights: Path, result: type = object) -> torch.nn.Module:
-    """The module of a program with weights mapped from the safetensors file they were written to."""
+    """The module of a program with weights mapped from the file they were written to."""
     from safetensors.torch import load_file
 
     return _filled(program, load_file(weights), result)
@@ -89,9 +93,6 @@ def shaped(module: torch.nn.Module, program: Program, result: type) -> torch.nn.
 
 def with_parameters(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
     """The function, with these parameters in its signature and takable by name."""
-    import functools
-    import inspect
-
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in ("self", *names)])
 
@@ -112,11 +113,9 @@ def exposing(program: Program, names: list[str]) -> torch.nn.Module:
     outputs = {port.name: port.variable for port in program.outputs}
     asked = {**outputs, **variables}
     items = ", ".join(f"{name!r}: {code}" for name, code in asked.items())
-    lines = program.source.splitlines()
+    lines = [without_release(line) for line in program.source.splitlines()]
     place = next(i for i, line in enumerate(lines) if line.startswith("        return "))
     lines[place] = f"        return {{{items}}}"
-    from dataclasses import replace
-
     return filled(replace(program, source="\n".join(lines) + "\n"))
 
 
@@ -141,4 +140,3 @@ def run_source(program: Program) -> ModuleType:
             sys.modules[package] = parent
         exec(compile(source, file, "exec"), made.__dict__)
     return modules["model"]
-

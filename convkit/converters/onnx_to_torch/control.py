@@ -27,7 +27,8 @@ def branch(
     """ONNX If: `torch.cond` while exporting, which asks for branches of equal shapes."""
     condition = condition.reshape(())
     if is_exporting():
-        return torch.cond(condition, cloned(then_branch), cloned(else_branch), operands)
+        results = torch.cond(condition, cloned(then_branch), cloned(else_branch), operands)
+        return tuple(results)
     return then_branch(*operands) if condition else else_branch(*operands)
 
 
@@ -91,6 +92,9 @@ def traced_loop(
     from torch._higher_order_ops.while_loop import while_loop
 
     count = len(carried)
+    # A tensor that is both carried and captured would be taken for one and the same: PyTorch 2.13
+    # then traces a body that never sees what it carried on.
+    carried = tuple(value.clone() for value in carried)
     if empty and isinstance(trip_count, torch.Tensor):
         trip_count = trip_count.reshape(()).item()
         torch._check(trip_count >= 0)
@@ -98,7 +102,8 @@ def traced_loop(
 
         def step(state: list[torch.Tensor], index: torch.Tensor) -> tuple[Any, Any]:
             _, *made = body(index, True, *state, *captured)
-            return list(cloned(lambda: made[:count])()), list(cloned(lambda: made[count:])())
+            copies = [value.clone() for value in made]
+            return copies[:count], copies[count:]
 
         last, rows = scan(step, list(carried), torch.arange(trip_count))
         return (*last, *rows)
@@ -112,7 +117,7 @@ def traced_loop(
         place = index.reshape(1)
         pairs = zip(state[count:], made[count:], strict=True)
         kept = [stack.index_copy(0, place, row.unsqueeze(0)) for stack, row in pairs]
-        return (index + 1, *cloned(lambda: (again, *made[:count], *kept))())
+        return (index + 1, *(value.clone() for value in (again, *made[:count], *kept)))
 
     start = torch.tensor(True) if condition is True else condition.reshape(())
     first = torch.zeros((), dtype=torch.int64)
@@ -167,7 +172,8 @@ def scan_axes(
             made = cloned(body)(*state, *rows, *captured)
             return list(made[:count]), list(made[count:])
 
-        last, stacked = scan(step, list(carried), moved)
+        # Copies, so that nothing is both carried and captured (see `traced_loop`).
+        last, stacked = scan(step, [value.clone() for value in carried], moved)
         carried, results = tuple(last), list(stacked)
     else:
         rows: list[tuple[torch.Tensor, ...]] = []
@@ -190,7 +196,9 @@ def sequence_map(
     captured: tuple[Any, ...] = (),
 ) -> tuple[list[Any], ...]:
     """ONNX SequenceMap: `body` on each element; inputs that are no sequence go to every call."""
-    length = next(len(value) for value, is_list in zip(sequences, is_sequence, strict=True) if is_list)
+    length = next(
+        len(value) for value, is_list in zip(sequences, is_sequence, strict=True) if is_list
+    )
     made = []
     for index in range(length):
         pairs = zip(sequences, is_sequence, strict=True)

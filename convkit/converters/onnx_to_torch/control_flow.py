@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from convkit.converters.onnx_to_torch import control
 from convkit.converters.onnx_to_torch.dtypes import carrier_name
 from convkit.converters.onnx_to_torch.host import Host, Number
+from convkit.converters.onnx_to_torch.releasing import with_releases
 from convkit.converters.onnx_to_torch.scope import Scope, is_used
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def _if(scope: Scope, node: ir.Node, emit_nodes: EmitNodes) -> None:
         return
     test = scope.tensor(node.inputs[0])
     bodies = [_attribute(node, name) for name in ("then_branch", "else_branch")]
-    scopes = [_body(scope, node, body, emit_nodes, name) for body, name in zip(bodies, ("then", "else"), strict=True)]
+    scopes = [
+        _body(scope, node, body, emit_nodes, name)
+        for body, name in zip(bodies, ("then", "else"), strict=True)
+    ]
     captured = list(dict.fromkeys([*scopes[0].captured, *scopes[1].captured]))
     methods = [
         _method(scope, each, node, body, name, captured)
@@ -57,9 +61,7 @@ def _inline(scope: Scope, node: ir.Node, body: ir.Graph, emit_nodes: EmitNodes) 
         scope.bind(outer, scope.bound(inner))
 
 
-def _body(
-    scope: Scope, node: ir.Node, body: ir.Graph, emit_nodes: EmitNodes, name: str
-) -> Scope:
+def _body(scope: Scope, node: ir.Node, body: ir.Graph, emit_nodes: EmitNodes, name: str) -> Scope:
     """The statements of a branch; what it captures is known then."""
     inner = Scope(scope.context, scope.names, scope)
     inner.add_initializers(body)
@@ -90,7 +92,8 @@ def _method(
     """Adds a finished body as a method; how it is called."""
     title = scope.context.table.names.claim(f"{node.name or node.outputs[0].name}_{name}")
     head = f"def {title}({', '.join(['self', *parameters])}):"
-    scope.context.methods.append([head, *(f"    {line}" for line in inner.lines)])
+    lines = with_releases(inner.lines, inner.variables.keys() - set(parameters))
+    scope.context.methods.append([head, *(f"    {line}" for line in lines)])
     return f"self.{title}"
 
 

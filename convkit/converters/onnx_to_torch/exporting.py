@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from convkit.converters.onnx_to_torch.program import Program
@@ -11,6 +12,8 @@ from convkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import torch
+
+_FIX: tuple[Any, bool] = (None, False)
 
 Axes = Mapping[str, Sequence[int]]
 """Input -> its dynamic axes."""
@@ -50,9 +53,8 @@ def exported(
     program: Program = module.program  # type: ignore[assignment]
     axes = dynamic_axes(program) if dynamic is None else dynamic
     names = [port.variable for port in program.inputs]
-    marks: list[Any] = [Dim.DYNAMIC, Dim.AUTO, None]
     first: Exception | None = None
-    for mark in marks:
+    for mark, is_oblivious in ((Dim.DYNAMIC, True), (Dim.DYNAMIC, False), (Dim.AUTO, False), _FIX):
         shapes = {
             name: dict.fromkeys(axes.get(name, ()), mark)
             if mark is not None and isinstance(feed, torch.Tensor)
@@ -60,7 +62,7 @@ def exported(
             for name, feed in zip(names, feeds, strict=True)
         }
         try:
-            with torch.no_grad(), recurrent_kept():
+            with torch.no_grad(), recurrent_kept(), _sizes(is_oblivious):
                 made = torch.export.export(
                     module, tuple(feeds), dynamic_shapes=shapes if shapes else None, strict=False
                 )
@@ -77,6 +79,23 @@ def exported(
         why=_first_line(first),
         hint="Take the module as source instead:  -o FOLDER/",
     ) from first
+
+
+@contextmanager
+def _sizes(is_oblivious: bool) -> Iterator[None]:
+    """Within, PyTorch does not ask whether a size is 1, so that a result serves both cases.
+
+    It would: a quarter of a batch of 8 differs from 1, which a batch of 4 would then break.
+    Source: `backed_size_oblivious` in torch/fx/experimental/_config.py of PyTorch 2.13.
+    """
+    from torch.fx.experimental import _config as config
+
+    settings: Any = config  # installs `patch` when it is imported
+    if not is_oblivious or not hasattr(settings, "backed_size_oblivious"):
+        yield
+        return
+    with settings.patch(backed_size_oblivious=True):
+        yield
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -88,10 +88,10 @@ def _now(node: ir.Node, weights: list[Weight | None]) -> Weight | None:
     import onnx_ir as ir
 
     try:
-        array = _compute(node, weights)
-        if not isinstance(array, np.ndarray | np.generic):
+        made: Any = _compute(node, weights)
+        if not isinstance(made, np.ndarray | np.generic):
             return None
-        array = np.asarray(array)
+        array = np.asarray(made)
         dtype = ir.DataType.from_numpy(array.dtype)
     except Exception:  # the evaluator lacks something; the node is then computed at run time
         return None
@@ -101,7 +101,7 @@ def _now(node: ir.Node, weights: list[Weight | None]) -> Weight | None:
 
 
 def _static_shape(value: ir.Value) -> tuple[int, ...] | None:
-    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+    if value.shape is None or not all(isinstance(n, int) and n >= 0 for n in value.shape):
         return None
     return tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
 
@@ -115,5 +115,5 @@ def _compute(node: ir.Node, weights: list[Weight | None]) -> np.ndarray[Any, Any
     assert isinstance(proto, onnx.NodeProto)
     pairs = zip(proto.input, weights, strict=True)
     feeds = {name: weight.make() for name, weight in pairs if weight is not None}
-    result: Any = ReferenceEvaluator(proto).run(None, feeds)[0]
-    return result  # type: ignore[no-any-return]
+    results: Any = ReferenceEvaluator(proto).run(None, feeds)
+    return results[0]  # type: ignore[no-any-return]

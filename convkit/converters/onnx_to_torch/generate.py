@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convkit.converters.onnx_reading.calls import library
 from convkit.converters.onnx_reading.reading import read_graph
@@ -16,6 +16,7 @@ from convkit.converters.onnx_to_torch.library_calls import emit_call
 from convkit.converters.onnx_to_torch.names import Names
 from convkit.converters.onnx_to_torch.natural import emit_natural
 from convkit.converters.onnx_to_torch.program import Port, Program
+from convkit.converters.onnx_to_torch.releasing import with_releases
 from convkit.converters.onnx_to_torch.scope import Context, Scope, is_used
 from convkit.converters.onnx_to_torch.sources import operators_source
 from convkit.converters.onnx_to_torch.weights import Table
@@ -51,6 +52,7 @@ def program_of(path: Path) -> Program:
     results = [scope.tensor(value) for value in graph.outputs]
     outputs = tuple(_port(v, code) for v, code in zip(graph.outputs, results, strict=True))
     scope.statement(f"return {', '.join(results) if results else '()'}")
+    scope.lines = with_releases(scope.lines, scope.variables.keys() - {p.variable for p in inputs})
     title = path.name.replace("\\", "/").replace('"', "'")
     source, first = _source(title, context, scope, inputs, outputs)
     return Program(
@@ -108,11 +110,15 @@ def _port(value: ir.Value, code: str) -> Port:
     dtype = dtype_name(value.dtype) if is_tensor and value.dtype is not None else ""
     shape = None
     if value.shape is not None and is_tensor:
-        shape = tuple(
-            size if isinstance(size, int) else (str(size.value) if size.value else f"{code}_dim{axis}")
-            for axis, size in enumerate(value.shape)
-        )
+        shape = tuple(_size(size, f"{code}_dim{axis}") for axis, size in enumerate(value.shape))
     return Port(value.name or code, code, dtype, shape)
+
+
+def _size(size: Any, name: str) -> int | str:
+    """A fixed size, or the name of a dynamic one; some exporters write -1 or "?" for those."""
+    if isinstance(size, int):
+        return size if size >= 0 else name
+    return str(size.value) if size.value and size.value != "?" else name
 
 
 def _source(
@@ -186,8 +192,9 @@ def _ports(ports: tuple[Port, ...]) -> str:
         name = "".join(c if c.isprintable() and c not in '"\\' else "?" for c in port.name)
         if port.shape is None:
             return name
-        sizes = ", ".join("".join(c for c in str(s) if c.isalnum() or c in "_+-*/ ") for s in port.shape)
+        sizes = ", ".join(
+            "".join(c for c in str(s) if c.isalnum() or c in "_+-*/ ") for s in port.shape
+        )
         return f"{name} {port.dtype}[{sizes}]"
 
     return "; ".join(words(port) for port in ports) or "nothing"
-

@@ -116,7 +116,7 @@ def computed(
 
 
 def added(a: Number, b: Number) -> Number:
-    """a + b."""
+    """A + b."""
     if a.value is not None and b.value is not None:
         return constant(a.value + b.value)
     if a.value == 0:
@@ -130,7 +130,7 @@ def added(a: Number, b: Number) -> Number:
 
 
 def subtracted(a: Number, b: Number) -> Number:
-    """a - b."""
+    """A - b."""
     if a.value is not None and b.value is not None:
         return constant(a.value - b.value)
     if b.value == 0:
@@ -141,7 +141,7 @@ def subtracted(a: Number, b: Number) -> Number:
 
 
 def multiplied(a: Number, b: Number) -> Number:
-    """a * b."""
+    """A * b."""
     if a.value is not None and b.value is not None:
         return constant(a.value * b.value)
     for one, other in ((a, b), (b, a)):
@@ -154,7 +154,7 @@ def multiplied(a: Number, b: Number) -> Number:
 
 
 def divided(a: Number, b: Number, is_integer: bool) -> Number | None:
-    """a / b; integers are cut towards zero, which is known for natural numbers only."""
+    """A / b; integers are cut towards zero, which is known for natural numbers only."""
     if is_integer:
         return _divided_integers(a, b)
     if a.value is not None and b.value:
@@ -182,13 +182,13 @@ def _divided_integers(a: Number, b: Number) -> Number | None:
     factor = f" * {b.code}"
     if b.value is not None and a.code.endswith(factor) and a.code.count("*") == 1:
         head = a.code.removesuffix(factor)
-        if head.isidentifier() or "(" not in head and " " not in head:
+        if head.isidentifier() or ("(" not in head and " " not in head):
             return computed(head, (a,), ATOM, True)
     return computed(f"{a.within(PRODUCT)} // {b.within(ATOM)}", (a, b), PRODUCT, True)
 
 
 def modulo(a: Number, b: Number) -> Number:
-    """a mod b with the sign of b, as ONNX's Mod for integers has it."""
+    """A mod b with the sign of b, as ONNX's Mod for integers has it."""
     if a.value is not None and b.value:
         return constant(a.value % b.value)
     return computed(f"{a.within(PRODUCT)} % {b.within(ATOM)}", (a, b), PRODUCT, b.is_natural)
@@ -196,7 +196,9 @@ def modulo(a: Number, b: Number) -> Number:
 
 def negated(a: Number) -> Number:
     """-a."""
-    return constant(-a.value) if a.value is not None else computed(f"-{a.within(ATOM)}", (a,), OTHER)
+    return (
+        constant(-a.value) if a.value is not None else computed(f"-{a.within(ATOM)}", (a,), OTHER)
+    )
 
 
 def called(
@@ -225,7 +227,7 @@ def compared(a: Number, sign: str, b: Number, compute: Callable[[Any, Any], bool
 
 
 def chosen(condition: Number, a: Number, b: Number) -> Number:
-    """a where the condition holds, else b."""
+    """A where the condition holds, else b."""
     if condition.value is not None:
         return a if condition.value else b
     if a == b:
@@ -234,7 +236,9 @@ def chosen(condition: Number, a: Number, b: Number) -> Number:
     return computed(code, (condition, a, b), OTHER, a.is_natural and b.is_natural)
 
 
-def total(numbers: Sequence[Number], step: Callable[[Number, Number], Number], first: int) -> Number:
+def total(
+    numbers: Sequence[Number], step: Callable[[Number, Number], Number], first: int
+) -> Number:
     """All numbers combined by `step`."""
     result = constant(first)
     for number in numbers:

@@ -69,7 +69,7 @@ def _shape(scope: Scope, node: ir.Node) -> Host | None:
 
 
 def _is_integer(host: Host) -> bool:
-    return host.dtype.name.startswith(("INT", "UINT"))
+    return str(host.dtype.name).startswith(("INT", "UINT"))
 
 
 def _elementwise(step: Callable[..., Number | None], dtype: Any = None) -> Compute:

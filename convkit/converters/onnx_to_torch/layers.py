@@ -97,7 +97,9 @@ def _conv_settings(
         pads = less + more if auto == "SAME_UPPER" else more + less
     else:
         sizes = node.inputs[0].shape if node.inputs[0] is not None else None
-        known = None if sizes is None else [n for n in list(sizes)[2:] if isinstance(n, int)]
+        known = (
+            None if sizes is None else [n for n in list(sizes)[2:] if isinstance(n, int) and n > 0]
+        )
         if known is None or len(known) != rank:
             return None
         pads = _same_pads(known, strides, dilations, weight.shape[2:], auto == "SAME_UPPER")
@@ -107,7 +109,10 @@ def _conv_settings(
 def _same_pads(
     sizes: list[int], strides: list[int], dilations: list[int], kernel: Sequence[int], upper: bool
 ) -> list[int]:
-    """Source: `auto_pad` of ONNX's Conv: outputs are the input's size over the stride, rounded up."""
+    """Padding for outputs of the input's size over the stride, rounded up.
+
+    Source: `auto_pad` of Conv in docs/Operators.md of ONNX.
+    """
     begin, end = [], []
     for size, stride, dilation, width in zip(sizes, strides, dilations, kernel, strict=True):
         count = -(-size // stride)
@@ -162,18 +167,23 @@ def _conv_transpose(scope: Scope, node: ir.Node) -> bool:
 
 
 def _linear(
-    scope: Scope, made_by: ir.Node, named: ir.Node, data: ir.Value, weight: Weight, bias: Weight | None
+    scope: Scope,
+    made_by: ir.Node,
+    named: ir.Node,
+    data: ir.Value,
+    weight: Weight,
+    bias: Weight | None,
 ) -> bool:
     """A matrix product as a layer; `weight` has a row per output."""
     table = scope.context.table
-    home = table.home_of(weight)
-    if home is not None and not table.has_layer(weight):
-        tail = f", {table.tensor(bias)}" if bias is not None else ""
-        scope.assign(named, f"nn.functional.linear({scope.tensor(data)}, {home}{tail})")
-        return True
     options = ", bias=False" if bias is None else ""
     constructor = f"Linear({weight.shape[1]}, {weight.shape[0]}{options})"
     parameters = {"weight": weight} | ({"bias": bias} if bias is not None else {})
+    home = table.home_of(weight)
+    if home is not None and table.layer_of(constructor, parameters) is None:
+        tail = f", {table.tensor(bias)}" if bias is not None else ""
+        scope.assign(named, f"nn.functional.linear({scope.tensor(data)}, {home}{tail})")
+        return True
     layer = table.layer(_hint(weight, made_by), constructor, parameters, weight.dtype)
     scope.assign(named, f"{layer}({scope.tensor(data)})")
     return True
@@ -245,13 +255,12 @@ def _embedding(scope: Scope, node: ir.Node) -> bool:
     if scope.host(indices) is not None:
         return False
     table = scope.context.table
+    constructor, parameters = f"Embedding({weight.shape[0]}, {weight.shape[1]})", {"weight": weight}
     home = table.home_of(weight)
-    if home is not None and not table.has_layer(weight):
+    if home is not None and table.layer_of(constructor, parameters) is None:
         code = f"nn.functional.embedding({scope.tensor(indices)}, {home})"
     else:
-        constructor = f"Embedding({weight.shape[0]}, {weight.shape[1]})"
-        hint = _hint(weight, node)
-        layer = table.layer(hint, constructor, {"weight": weight}, weight.dtype)
+        layer = table.layer(_hint(weight, node), constructor, parameters, weight.dtype)
         code = f"{layer}({scope.tensor(indices)})"
     scope.assign(node, code)
     return True

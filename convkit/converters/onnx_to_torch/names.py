@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 
 _TAKEN = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins)})
-_TELLS_NOTHING = re.compile(r"(onnx__|[vn])?(\w{1,12}_)?\d*", re.ASCII)
+_TELLS_NOTHING = re.compile(r"onnx_\w+_\d+|(val_|v)?\d+", re.ASCII)
+"""Names that PyTorch's exporters make up for weights: `onnx::MatMul_614`, `val_3`, `12`."""
 
 
 class Names:
@@ -32,7 +33,7 @@ class Names:
 
 
 def identifier(text: str) -> str:
-    """`text` as a Python name: `/encoder/layer.0/Add_output_0` is `encoder_layer_0_Add_output_0`."""
+    """`text` as a Python name: `/layer.0/Add_output_0` is `layer_0_Add_output_0`."""
     name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "value"
     return f"v{name}" if name[0].isdigit() else name
 

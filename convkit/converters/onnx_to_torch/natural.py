@@ -242,7 +242,12 @@ def _where(scope: Scope, node: ir.Node) -> str | None:
 
 def _mean(scope: Scope, node: ir.Node) -> str | None:
     axes = scope.host(node.inputs[1]) if len(node.inputs) > 1 else None
-    if axes is None or not axes.is_constant or not axes.numbers or _type(node.inputs[0]) not in _FLOATS:
+    if (
+        axes is None
+        or not axes.is_constant
+        or not axes.numbers
+        or _type(node.inputs[0]) not in _FLOATS
+    ):
         return None
     keep = ", keepdim=True" if _attribute(node, "keepdims", 1) else ""
     places = ", ".join(map(str, axes.values))
@@ -296,4 +301,3 @@ _OPERATORS: dict[str, Emit] = {
     "Where": _where,
     "ReduceMean": _mean,
 }
-

@@ -135,9 +135,7 @@ def _call(scope: Scope, node: ir.Node, layer: str, directions: int) -> None:
     scope.note_made(node)
 
 
-def _state(
-    scope: Scope, node: ir.Node, inputs: list[ir.Value | None], batch_first: bool
-) -> str:
+def _state(scope: Scope, node: ir.Node, inputs: list[ir.Value | None], batch_first: bool) -> str:
     """The initial states as a further argument; a missing one of two is zero."""
     given = [inputs[5], inputs[6]] if node.op_type == "LSTM" else [inputs[5]]
     if all(value is None for value in given):

@@ -26,7 +26,7 @@ def recurrent_kept() -> Iterator[None]:
     from torch._C import DispatchKey
 
     aten = torch.ops.aten
-    rules = {
+    rules: dict[Any, Any] = {
         aten.lstm.input: _lstm_shapes,
         aten.gru.input: _rnn_shapes,
         aten.rnn_tanh.input: _rnn_shapes,

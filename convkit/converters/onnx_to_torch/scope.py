@@ -79,7 +79,7 @@ class Scope:
         self.variables: dict[str, str] = {}
         self.made: dict[int, tuple[str, ...]] = {}
         self.done: set[int] = set()
-        self.repeats = parent.repeats if parent else False
+        self.repeats: bool = parent.repeats if parent else False
         self._parent = parent
         self._bound: dict[int, Bound] = {}
         self._kept: list[Any] = []  # ids are of objects that live
@@ -170,7 +170,7 @@ class Scope:
         weight = self.weight(value)
         if weight is not None:
             return constant(weight.shape[axis])
-        if isinstance(known, int) and not self.repeats:
+        if isinstance(known, int) and known >= 0 and not self.repeats:
             return constant(known)
         return size(self.tensor(value), axis)
 

@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _LIBRARY = "convkit.converters.onnx_to_torch."
-_HEAD = '"""Operators of ONNX that are no single call in PyTorch."""\n\nfrom __future__ import annotations\n'
+_HEAD = """\"\"\"Operators of ONNX that are no single call in PyTorch.\"\"\"
+
+from __future__ import annotations
+"""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ def _renamed(gathered: _Gathered) -> dict[tuple[str, str], str]:
     return renamed
 
 
-def _text(
-    module: _Module, statement: ast.stmt, renamed: Mapping[tuple[str, str], str]
-) -> str:
+def _text(module: _Module, statement: ast.stmt, renamed: Mapping[tuple[str, str], str]) -> str:
     """A definition's source, names replaced where they clash with another module's."""
     first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
     lines = module.source.splitlines()[first - 1 : statement.end_lineno]
@@ -133,7 +134,9 @@ def _text(
         if isinstance(node, ast.Name):
             key = module.own_imports.get(node.id, (module.name, node.id))
             if key in renamed or key[1] != node.id:
-                spots.append((node.lineno - first, node.col_offset, node.id, renamed.get(key, key[1])))
+                spots.append(
+                    (node.lineno - first, node.col_offset, node.id, renamed.get(key, key[1]))
+                )
     for row, column, old, new in sorted(set(spots), reverse=True):
         lines[row] = lines[row][:column] + new + lines[row][column + len(old) :]
     name = getattr(statement, "name", "")

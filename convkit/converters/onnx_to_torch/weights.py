@@ -101,7 +101,7 @@ class Table:
         note: str = "",
     ) -> str:
         """`self.name` of a layer with these parameters; equal layers are one."""
-        key = (constructor, tuple((name, weight.key) for name, weight in parameters.items()))
+        key = _key(constructor, parameters)
         if key in self._layers:
             return self._layers[key]
         name = self.names.claim(hint)
@@ -122,10 +122,9 @@ class Table:
         path, is_transposed = self._homes[weight.origin]
         return f"self.{path}" + ("" if is_transposed == weight.is_transposed else ".t()")
 
-    def has_layer(self, weight: Weight) -> bool:
-        """Whether a layer was made for a weight just as it is, so that asking again gives it."""
-        path, is_transposed = self._homes.get(weight.origin, ("", False))
-        return bool(path) and path.endswith(".weight") and is_transposed == weight.is_transposed
+    def layer_of(self, constructor: str, parameters: Mapping[str, Weight]) -> str | None:
+        """An equal layer that was made before."""
+        return self._layers.get(_key(constructor, parameters))
 
     def tensor(self, weight: Weight) -> str:
         """An expression for a weight that belongs to no layer: a parameter, or a buffer."""
@@ -154,6 +153,10 @@ class Table:
         self.onnx_names[path] = weight.name
         if weight.origin:
             self._homes.setdefault(weight.origin, (path, weight.is_transposed))
+
+
+def _key(constructor: str, parameters: Mapping[str, Weight]) -> Any:
+    return constructor, tuple((name, weight.key) for name, weight in parameters.items())
 
 
 def _comment(onnx_name: str, name: str) -> str:

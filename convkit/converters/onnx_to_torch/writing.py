@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
 from convkit.artifact import Artifact
 from convkit.converters.onnx_to_torch.build import filled_from
 from convkit.converters.onnx_to_torch.dtypes import STORED, carried, carrier_name
@@ -35,7 +36,9 @@ def write_program(source: Artifact, out: Path, work: Work) -> None:
     import torch
 
     program = _program(source, work)
-    feeds = best_sample(work.samples, source.inputs)
+    # The largest first: a size of 1 somewhere inside the network is taken for a constant.
+    samples = sorted(work.samples, key=lambda feeds: -sum(a.size for a in feeds.values()))
+    feeds = best_sample(samples, source.inputs)
     arguments = [to_tensor(feeds[port.name]) for port in program.inputs]
     room = Path(tempfile.mkdtemp(prefix=".weights-", dir=out.parent))
     try:
@@ -116,5 +119,4 @@ def _pieces(weight: Weight) -> Iterator[memoryview]:
     array = np.ascontiguousarray(carried(weight.make()))
     flat = array.reshape(-1).view(np.uint8)
     for begin in range(0, flat.size, _PIECE_BYTES):
-        yield memoryview(flat[begin : begin + _PIECE_BYTES])
-
+        yield flat[begin : begin + _PIECE_BYTES].data

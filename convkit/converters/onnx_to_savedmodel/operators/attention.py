@@ -98,14 +98,12 @@ def attention(
         output_count: how many of result, keys, values and products to give.
     """
     is_flat = rank_of(q) == 3
-    q = _by_head(q, q_num_heads)
-    k, v = _by_head(k, kv_num_heads), _by_head(v, kv_num_heads)
+    q = by_head(q, q_num_heads)
+    k, v = by_head(k, kv_num_heads), by_head(v, kv_num_heads)
     offset = _offset(q, past_key, nonpad_kv_seqlen)
     if past_key is not None:
         k, v = tf.concat([past_key, k], 2), tf.concat([past_value, v], 2)
-    mask = Mask(
-        bool(is_causal), left_window_size, right_window_size, offset, nonpad_kv_seqlen
-    )
+    mask = Mask(bool(is_causal), left_window_size, right_window_size, offset, nonpad_kv_seqlen)
     bias = _bias(q, k, attn_mask, mask)
     products = _products(q, k, scale)
     capped = products
@@ -116,16 +114,14 @@ def attention(
     shares = _shares(scores, bias, softmax_precision)
     shares = tf.cast(shares, q.dtype)
     y = tf.cast(_weighted(shares, v), q.dtype)
-    if is_flat:
-        batch, heads, count, size = sizes_of(y)
-        y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), as_shape([batch, count, heads * size]))
+    y = merged(y) if is_flat else y
     if output_count < 4:
         return single([y, k, v], output_count)
     seen = (products, capped, scores, shares)[qk_matmul_output_mode]
     return y, k, v, tf.cast(seen, q.dtype)
 
 
-def _by_head(x: tf.Tensor, heads: int | None) -> tf.Tensor:
+def by_head(x: tf.Tensor, heads: int | None) -> tf.Tensor:
     """(batch, heads, positions, size)."""
     if rank_of(x) == 4:
         return x
@@ -134,6 +130,12 @@ def _by_head(x: tf.Tensor, heads: int | None) -> tf.Tensor:
     batch, count, width = sizes_of(x)
     split = tf.reshape(x, as_shape([batch, count, heads, width // heads]))
     return tf.transpose(split, [0, 2, 1, 3])
+
+
+def merged(x: tf.Tensor) -> tf.Tensor:
+    """(batch, heads, positions, size) as (batch, positions, heads * size)."""
+    batch, heads, count, size = sizes_of(x)
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), as_shape([batch, count, heads * size]))
 
 
 def _offset(q: tf.Tensor, past_key: tf.Tensor | None, lengths: tf.Tensor | None) -> Any:
@@ -145,9 +147,7 @@ def _offset(q: tf.Tensor, past_key: tf.Tensor | None, lengths: tf.Tensor | None)
     return 0
 
 
-def _bias(
-    q: tf.Tensor, k: tf.Tensor, attn_mask: tf.Tensor | None, mask: Mask
-) -> tf.Tensor | None:
+def _bias(q: tf.Tensor, k: tf.Tensor, attn_mask: tf.Tensor | None, mask: Mask) -> tf.Tensor | None:
     """What is added to the products; minus infinity where a key is hidden."""
     queries, keys = tf.cast(sizes_of(q)[2], tf.int64), tf.cast(sizes_of(k)[2], tf.int64)
     allowed = mask.allowed(queries, keys)
@@ -176,14 +176,14 @@ def _products(q: tf.Tensor, k: tf.Tensor, scale: float | None) -> tf.Tensor:
     else:
         factor = scale**0.5
     factor = tf.cast(factor, q.dtype)
-    return _grouped(q * factor, k * factor, transpose=True)
+    return grouped_product(q * factor, k * factor, transpose=True)
 
 
 def _weighted(shares: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-    return _grouped(shares, tf.cast(v, shares.dtype), transpose=False)
+    return grouped_product(shares, tf.cast(v, shares.dtype), transpose=False)
 
 
-def _grouped(a: tf.Tensor, b: tf.Tensor, transpose: bool) -> tf.Tensor:
+def grouped_product(a: tf.Tensor, b: tf.Tensor, transpose: bool) -> tf.Tensor:
     """Products by head, where each head of `b` serves one or several consecutive heads of `a`.
 
     Halves are added up in float32.
@@ -202,9 +202,7 @@ def _grouped(a: tf.Tensor, b: tf.Tensor, transpose: bool) -> tf.Tensor:
     return tf.cast(tf.reshape(y, as_shape([batch, heads, rows, sizes_of(y)[3]])), dtype)
 
 
-def _shares(
-    scores: tf.Tensor, bias: tf.Tensor | None, precision: tf.DType | None
-) -> tf.Tensor:
+def _shares(scores: tf.Tensor, bias: tf.Tensor | None, precision: tf.DType | None) -> tf.Tensor:
     """The softmax over keys; a query without any key gets zeros, not NaN."""
     wide = scores if precision is None else tf.cast(scores, precision)
     if wide.dtype in _HALVES:

@@ -12,7 +12,9 @@ from convkit.converters.onnx_to_savedmodel.operators.channels import from_last, 
 from convkit.converters.onnx_to_savedmodel.operators.sampling import Sampler
 from convkit.converters.onnx_to_savedmodel.operators.values import (
     Ints,
+    Size,
     as_shape,
+    length_of,
     parts,
     product,
     sizes_of,
@@ -23,34 +25,47 @@ def depth_to_space(
     x: tf.Tensor, *, blocksize: int, mode: str = "DCR", layout: str = "NCHW"
 ) -> tf.Tensor:
     """ONNX DepthToSpace; "DCR" is TensorFlow's order of channels, "CRD" PyTorch's."""
-    image = to_last(x, layout)
-    if mode == "CRD":
-        batch, height, width, channels = sizes_of(image)
-        split = [batch, height, width, channels // blocksize**2, blocksize**2]
-        image = tf.transpose(tf.reshape(image, as_shape(split)), [0, 1, 2, 4, 3])
-        image = tf.reshape(image, as_shape([batch, height, width, channels]))
-    if x.dtype == tf.uint16:
-        y = tf.bitcast(tf.nn.depth_to_space(tf.bitcast(image, tf.int16), blocksize), tf.uint16)
+    if layout == "NHWC" and mode == "DCR" and x.dtype != tf.uint16:
+        return tf.nn.depth_to_space(x, blocksize)
+    batch, channels, height, width = _sizes(x, layout)
+    inner = channels // blocksize**2
+    block = [blocksize, blocksize]
+    split = [*block, inner] if mode == "DCR" else [inner, *block]
+    if layout == "NHWC":
+        y = tf.reshape(x, as_shape([batch, height, width, *split]))
+        order = [0, 1, 3, 2, 4, 5] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
+        wanted = [batch, height * blocksize, width * blocksize, inner]
     else:
-        y = tf.nn.depth_to_space(image, blocksize)
-    return from_last(y, layout)
+        y = tf.reshape(x, as_shape([batch, *split, height, width]))
+        order = [0, 3, 4, 1, 5, 2] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
+        wanted = [batch, inner, height * blocksize, width * blocksize]
+    return tf.reshape(tf.transpose(y, order), as_shape(wanted))
+
+
+def _sizes(x: tf.Tensor, layout: str) -> list[Size]:
+    """Batch, channels, height and width of an image."""
+    sizes = sizes_of(x)
+    return [sizes[0], sizes[3], sizes[1], sizes[2]] if layout == "NHWC" else sizes
 
 
 def space_to_depth(
     x: tf.Tensor, *, blocksize: int, mode: str = "DCR", layout: str = "NCHW"
 ) -> tf.Tensor:
     """ONNX SpaceToDepth, the inverse of DepthToSpace in the same mode."""
-    image = to_last(x, layout)
-    if x.dtype == tf.uint16:
-        y = tf.bitcast(tf.nn.space_to_depth(tf.bitcast(image, tf.int16), blocksize), tf.uint16)
+    if layout == "NHWC" and mode == "DCR" and x.dtype != tf.uint16:
+        return tf.nn.space_to_depth(x, blocksize)
+    batch, channels, height, width = _sizes(x, layout)
+    down, across = height // blocksize, width // blocksize
+    outer = channels * blocksize**2
+    if layout == "NHWC":
+        y = tf.reshape(x, as_shape([batch, down, blocksize, across, blocksize, channels]))
+        order = [0, 1, 3, 2, 4, 5] if mode == "DCR" else [0, 1, 3, 5, 2, 4]
+        wanted = [batch, down, across, outer]
     else:
-        y = tf.nn.space_to_depth(image, blocksize)
-    if mode == "CRD":
-        batch, height, width, channels = sizes_of(y)
-        split = [batch, height, width, blocksize**2, channels // blocksize**2]
-        y = tf.transpose(tf.reshape(y, as_shape(split)), [0, 1, 2, 4, 3])
-        y = tf.reshape(y, as_shape([batch, height, width, channels]))
-    return from_last(y, layout)
+        y = tf.reshape(x, as_shape([batch, channels, down, blocksize, across, blocksize]))
+        order = [0, 3, 5, 1, 2, 4] if mode == "DCR" else [0, 1, 3, 5, 2, 4]
+        wanted = [batch, outer, down, across]
+    return tf.reshape(tf.transpose(y, order), as_shape(wanted))
 
 
 def col2im(
@@ -91,16 +106,13 @@ def col2im(
     summed = tf.math.unsorted_segment_sum(flat, tf.reshape(index, [-1]), step)
     image = tf.reshape(tf.transpose(summed), as_shape([batch, channels, *padded]))
     cut = [slice(pads[n], tf.cast(sizes[n] + pads[n], tf.int32)) for n in range(count)]
-    return image[(slice(None), slice(None), *cut)]
+    index = (slice(None), slice(None), *cut)
+    return image[index]
 
 
 def _count_of(*vectors: Ints) -> int | None:
     """How many spatial axes there are, from whichever vector tells."""
-    for vector in vectors:
-        length = vector.shape[0] if tf.is_tensor(vector) else len(vector)
-        if length is not None:
-            return int(length)
-    return None
+    return next((count for count in map(length_of, vectors) if count is not None), None)
 
 
 def deform_conv(

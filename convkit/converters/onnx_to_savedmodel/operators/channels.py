@@ -1,4 +1,4 @@
-"""Where the channel axis stands: ONNX puts it second, TensorFlow's portable kernels want it last."""
+"""The channel axis: ONNX puts it second, TensorFlow's portable kernels want it last."""
 
 from __future__ import annotations
 

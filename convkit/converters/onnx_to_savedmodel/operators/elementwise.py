@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from convkit.converters.onnx_to_savedmodel.operators.values import (
@@ -195,9 +194,7 @@ def where(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.where(condition, x, y)
 
 
-def is_inf(
-    x: tf.Tensor, *, detect_negative: int = 1, detect_positive: int = 1
-) -> tf.Tensor:
+def is_inf(x: tf.Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> tf.Tensor:
     """ONNX IsInf."""
     x = x if x.dtype in FLOATS else tf.cast(x, tf.float32)
     if detect_negative and detect_positive:
@@ -212,16 +209,6 @@ def is_inf(
 def is_nan(x: tf.Tensor) -> tf.Tensor:
     """ONNX IsNaN."""
     return tf.math.is_nan(x if x.dtype in FLOATS else tf.cast(x, tf.float32))
-
-
-def integer_ceiling(a: Any, b: Any) -> Any:
-    """The quotient of two sizes, rounded up."""
-    return -((-a) // b)
-
-
-def float_of(value: np.generic) -> float:
-    """A NumPy number as a Python float."""
-    return float(value)
 
 
 OPERATORS = {

@@ -145,9 +145,7 @@ def tensor_scatter(
     return tf.transpose(written, inverse)
 
 
-def one_hot(
-    indices: tf.Tensor, depth: Int, values: tf.Tensor, *, axis: int = -1
-) -> tf.Tensor:
+def one_hot(indices: tf.Tensor, depth: Int, values: tf.Tensor, *, axis: int = -1) -> tf.Tensor:
     """ONNX OneHot; negative indices count from the back, those out of range give no hot element."""
     axis = normal_axis(axis, rank_of(indices) + 1)
     static = known_int(depth)

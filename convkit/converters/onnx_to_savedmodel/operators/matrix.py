@@ -37,8 +37,8 @@ def gemm(
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
-    transA: int = 0,  # noqa: N803
-    transB: int = 0,  # noqa: N803
+    transA: int = 0,
+    transB: int = 0,
 ) -> tf.Tensor:
     """ONNX Gemm: alpha * a @ b + beta * c."""
     if a.dtype in _WIDE:
@@ -61,7 +61,7 @@ def gemm(
     width = y.shape[-1]
     if width is not None and c.shape.as_list() in ([width], [1, width]):
         # TensorFlow's own rewriting fails on the sum of a product and a row.
-        return tf.nn.bias_add(y, tf.reshape(c, [width]))
+        return tf.nn.bias_add(y, c if c.shape.rank == 1 else tf.reshape(c, [width]))
     return y + c
 
 

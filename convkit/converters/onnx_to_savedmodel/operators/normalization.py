@@ -62,18 +62,17 @@ def _normalized(
     epsilon: float,
     layout: str,
 ) -> tf.Tensor:
-    if _has_kernel(x, scale, mean):
-        image = to_last(x, layout)
-        y = tf.raw_ops.FusedBatchNormV3(
-            x=image,
+    if layout == "NHWC" and _has_kernel(x, scale, mean):
+        fused = tf.raw_ops.FusedBatchNormV3(
+            x=x,
             scale=scale,
             offset=bias,
             mean=mean,
             variance=var,
             epsilon=epsilon,
             is_training=False,
-        ).y
-        return from_last(y, layout)
+        )
+        return fused.y
     # The factor is small, one number per channel; the image is multiplied and added to once.
     wide = scale.dtype if scale.dtype.size >= mean.dtype.size else mean.dtype
     scale, bias, mean, var = (tf.cast(v, wide) for v in (scale, bias, mean, var))
@@ -87,7 +86,7 @@ def _normalized(
 
 
 def _has_kernel(x: tf.Tensor, scale: tf.Tensor, mean: tf.Tensor) -> bool:
-    """Whether TensorFlow's fused kernel computes this: images whose statistics are float32."""
+    """Whether TensorFlow's fused kernel takes this: images whose statistics are float32."""
     return bool(
         rank_of(x) == 4
         and x.dtype in (tf.float32, tf.float16, tf.bfloat16)

@@ -109,11 +109,11 @@ def _constant(
 def _extended(x: tf.Tensor, axis: int, before: Size, after: Size, mode: str) -> tf.Tensor:
     """One axis continued beyond its ends by its own elements."""
     length = sizes_of(x)[axis]
-    if mode == "reflect" and not any(tf.is_tensor(n) for n in (before, after, length)):
-        if max(before, after) < length:
-            rows = [[0, 0] for _ in range(rank_of(x))]
-            rows[axis] = [before, after]
-            return tf.pad(x, rows, "REFLECT")
+    is_static = not any(tf.is_tensor(n) for n in (before, after, length))
+    if mode == "reflect" and is_static and max(before, after) < length:
+        rows = [[0, 0] for _ in range(rank_of(x))]
+        rows[axis] = [before, after]
+        return tf.pad(x, rows, "REFLECT")
     size = tf.cast(length, tf.int64)
     index = tf.range(-tf.cast(before, tf.int64), size + tf.cast(after, tf.int64))
     if mode == "edge":
@@ -128,7 +128,7 @@ def _extended(x: tf.Tensor, axis: int, before: Size, after: Size, mode: str) -> 
     else:
         raise ValueError(f"unknown mode of Pad: {mode}")
     result = tf.gather(x, index, axis=axis)
-    if not any(tf.is_tensor(n) for n in (before, after, length)):
+    if is_static:
         shape = x.shape.as_list()
         shape[axis] = length + before + after
         result = tf.ensure_shape(result, shape)

@@ -105,17 +105,17 @@ def _greatest_with_index(
     for axis, (v, step) in enumerate(zip(along, steps, strict=True), 1):
         start = tf.range(tf.cast(v.count, tf.int64)) * v.stride - tf.cast(v.begin, tf.int64)
         index += _along(start * step, axis, len(along) + 2)
-    image = functools.reduce(lambda a, b: a * b, spatial)
+    image = product(spatial)
     index += _along(tf.range(batch) * channels * image, 0, len(along) + 2)
     return values, index + _along(tf.range(channels) * image, len(along) + 1, len(along) + 2)
 
 
 def _steps(spatial: Sequence[Any], storage_order: int) -> list[Any]:
     """How far one step along each spatial axis is in the flattened image."""
-    one = tf.constant(1, tf.int64)
-    if storage_order:
-        return [functools.reduce(lambda a, b: a * b, spatial[:n], one) for n in range(len(spatial))]
-    return [functools.reduce(lambda a, b: a * b, spatial[n + 1 :], one) for n in range(len(spatial))]
+    return [
+        tf.cast(product(spatial[:n] if storage_order else spatial[n + 1 :]), tf.int64)
+        for n in range(len(spatial))
+    ]
 
 
 def _along(values: tf.Tensor, axis: int, rank: int) -> tf.Tensor:

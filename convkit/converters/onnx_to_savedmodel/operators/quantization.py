@@ -19,7 +19,6 @@ from convkit.converters.onnx_to_savedmodel.operators.convolution import (
 )
 from convkit.converters.onnx_to_savedmodel.operators.values import (
     FLOATS,
-    as_shape,
     normal_axis,
     product,
     rank_of,
@@ -45,7 +44,7 @@ def bounds_of(dtype: tf.DType) -> tuple[int, int]:
 
 def spread(values: tf.Tensor, x: tf.Tensor, axis: int, block_size: int) -> tf.Tensor:
     """Scales or zero points shaped to broadcast over `x`: one, one per slice, or one per block."""
-    if rank_of(values) == 0 or values.shape.num_elements() == 1 and not block_size:
+    if rank_of(values) == 0 or (values.shape.num_elements() == 1 and not block_size):
         return tf.reshape(values, [])
     axis = normal_axis(axis, rank_of(x))
     if rank_of(values) == 1 and not block_size:
@@ -176,17 +175,13 @@ def q_linear_mat_mul(
 ) -> tf.Tensor:
     """ONNX QLinearMatMul."""
     total = integer_product(a, b, a_zero_point, b_zero_point)
-    scale = _row_scale(a_scale, a) * _column_scale(b_scale, b) / tf.cast(y_scale, a_scale.dtype)
+    scale = _row_scale(a_scale, a) * _plain(b_scale) / tf.cast(y_scale, a_scale.dtype)
     return requantized(total, scale, y_zero_point)
 
 
 def _row_scale(scale: tf.Tensor, a: tf.Tensor) -> tf.Tensor:
     many = rank_of(scale) == 1 and scale.shape.num_elements() != 1
     return scale[:, None] if many and rank_of(a) > 1 else _plain(scale)
-
-
-def _column_scale(scale: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    return _plain(scale)
 
 
 def _plain(scale: tf.Tensor) -> tf.Tensor:
@@ -271,11 +266,6 @@ def q_linear_conv(
         total += tf.reshape(b, shape)
     scale = _plain(x_scale) * tf.reshape(w_scale, shape) / _plain(y_scale)
     return requantized(tf.cast(total, tf.float64), scale, y_zero_point)
-
-
-def reshaped_like(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """`x` in the shape of another tensor."""
-    return tf.reshape(x, as_shape(sizes_of(like)))
 
 
 OPERATORS = {

@@ -23,9 +23,7 @@ def _normal(
     return tf.cast(tf.random.normal(shape, mean, scale, wide, _seed(seed)), dtype)
 
 
-def _uniform(
-    shape: Any, low: float, high: float, dtype: tf.DType, seed: float | None
-) -> tf.Tensor:
+def _uniform(shape: Any, low: float, high: float, dtype: tf.DType, seed: float | None) -> tf.Tensor:
     wide = tf.float64 if dtype == tf.float64 else tf.float32
     return tf.cast(tf.random.uniform(shape, low, high, wide, _seed(seed)), dtype)
 

@@ -38,9 +38,7 @@ def rnn(
     """ONNX RNN: h = f(x W + h R + b)."""
     del hidden_size  # the weights say it
     count = 2 if direction == "bidirectional" else 1
-    functions = activations_of(
-        activations or ["Tanh"] * count, activation_alpha, activation_beta
-    )
+    functions = activations_of(activations or ["Tanh"] * count, activation_alpha, activation_beta)
 
     def direction_of(n: int) -> tuple[tf.Tensor, Step]:
         bias = _both_biases(b, n)
@@ -165,9 +163,7 @@ def lstm(
 
     def direction_of(n: int) -> tuple[tf.Tensor, Step]:
         peepholes = None if p is None else tf.split(p[n], 3)
-        step = _lstm_step(
-            r[n], peepholes, functions[3 * n : 3 * n + 3], clip, bool(input_forget)
-        )
+        step = _lstm_step(r[n], peepholes, functions[3 * n : 3 * n + 3], clip, bool(input_forget))
         return _projected(_steps_first(x, layout), w[n], _both_biases(b, n)), step
 
     parts = [direction_of(n) for n in range(count)]
@@ -272,8 +268,7 @@ def _loop(
     projected: tf.Tensor, step: Step, start: State, sequence_lens: tf.Tensor | None
 ) -> tuple[tf.Tensor, State]:
     """Runs the steps one after another; a sequence that has ended keeps its state and gives 0."""
-    steps, batch = sizes_of(projected)[:2]
-    count = tf.cast(steps, tf.int32)
+    count = tf.cast(sizes_of(projected)[0], tf.int32)
     inputs = tf.TensorArray(projected.dtype, count, element_shape=projected.shape[1:])
     inputs = inputs.unstack(projected)
     shape = start[0].shape

@@ -16,7 +16,6 @@ from convkit.converters.onnx_to_savedmodel.operators.values import (
     normal_axis,
     rank_of,
     scalar,
-    sizes_of,
     vector,
 )
 
@@ -91,7 +90,7 @@ def _sum_square(x: tf.Tensor, axes: Any, keepdims: bool) -> tf.Tensor:
 
 
 def _as_floats(
-    function: Callable[[tf.Tensor], tf.Tensor],
+    function: Callable[[tf.Tensor, Any, bool], tf.Tensor],
 ) -> Callable[[tf.Tensor, Any, bool], tf.Tensor]:
     """A reduction that takes a root or a logarithm, in floats whatever the input is."""
 
@@ -199,15 +198,6 @@ def lp_normalization(x: tf.Tensor, *, axis: int = -1, p: int = 2) -> tf.Tensor:
     else:
         norm = tf.sqrt(tf.reduce_sum(x * x, axis, True))
     return tf.math.divide_no_nan(x, norm)
-
-
-def size_along(x: tf.Tensor, axes: list[int]) -> Any:
-    """The number of elements that a reduction over the axes brings together."""
-    sizes = sizes_of(x)
-    count: Any = 1
-    for axis in axes:
-        count = count * sizes[axis]
-    return count
 
 
 OPERATORS = {

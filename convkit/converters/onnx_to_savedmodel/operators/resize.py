@@ -116,7 +116,8 @@ def _axes(
             for length, factor, (start, end) in zip(lengths, factors, region, strict=True)
         ]
     rows = zip(places, lengths, counts, factors, region, strict=True)
-    return [ResizedAxis(p, n, c, f, start, end) for p, n, c, f, (start, end) in rows]
+    by_size = sizes is not None and policy == "stretch"
+    return [ResizedAxis(p, n, c, f, start, end, by_size) for p, n, c, f, (start, end) in rows]
 
 
 def _factors(scales: Floats | None, count: int) -> list[Any]:
@@ -229,6 +230,8 @@ def _kernel_flags(
 
 
 def _is_quotient(along: ResizedAxis) -> bool:
+    if along.is_quotient:
+        return True
     if tf.is_tensor(along.scale):
         return False
     if along.scale == int(along.scale):
@@ -258,14 +261,14 @@ def _by_axis(
     how: Filter,
     extrapolation_value: float,
 ) -> tf.Tensor:
-    y = x if how.mode == "nearest" or x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float32)
-    fill = tf.constant(extrapolation_value, y.dtype) if y.dtype in FLOATS else None
+    is_plain = how.mode == "nearest" or x.dtype in (tf.float32, tf.float64)
+    y = x if is_plain else tf.cast(x, tf.float32)
     for along in changed:
         index, weights, outside = plan(along, coordinate_mode, how)
         y = _resized(y, along, index, weights, how.mode == "nearest")
         if coordinate_mode == _CROP:
             shape = [-1 if n == along.axis else 1 for n in range(rank_of(x))]
-            value = tf.cast(extrapolation_value, y.dtype) if fill is None else fill
+            value = tf.cast(extrapolation_value, y.dtype)
             y = tf.where(tf.reshape(outside, shape), value, y)
     return _rounded_to(y, x.dtype)
 

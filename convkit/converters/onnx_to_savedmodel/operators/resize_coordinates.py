@@ -26,6 +26,7 @@ class ResizedAxis:
         scale: float32, out per in, as given or as it follows from the sizes.
         start: where the region of interest begins, a share of the length.
         end: where it ends.
+        is_quotient: whether the scale is the count divided by the length, by definition.
     """
 
     axis: int
@@ -34,6 +35,7 @@ class ResizedAxis:
     scale: Any
     start: Any = 0.0
     end: Any = 1.0
+    is_quotient: bool = False
 
     @property
     def is_static(self) -> bool:
@@ -79,10 +81,7 @@ def coordinates(along: ResizedAxis, mode: str) -> tf.Tensor:
     if mode == "pytorch_half_pixel":
         return tf.where(_float(along.count) > 1, (x + 0.5) / scale - 0.5, tf.zeros_like(x))
     if mode == "align_corners":
-        width = scale * length
-        return tf.where(
-            tf.equal(width, 1), tf.zeros_like(x), x * (length - 1) / tf.where(width == 1, 2.0, width - 1)
-        )
+        return tf.math.divide_no_nan(x * (length - 1), scale * length - 1)
     if mode == "half_pixel_symmetric":
         adjustment = _float(along.count) / (scale * length)
         return length / 2 * (1 - adjustment) + (x + 0.5) / scale - 0.5
@@ -124,9 +123,7 @@ def _rounded(place: tf.Tensor, mode: str) -> tf.Tensor:
     return tf.math.ceil(place - 0.5)
 
 
-def _weighted(
-    along: ResizedAxis, place: tf.Tensor, how: Filter
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _weighted(along: ResizedAxis, place: tf.Tensor, how: Filter) -> tuple[tf.Tensor, tf.Tensor]:
     """Neighbours of "linear" and "cubic"; with antialias as many as the stretched filter covers."""
     radius = 1 if how.mode == "linear" else 2
     shrink: Any = 1.0

@@ -13,7 +13,6 @@ from convkit.converters.onnx_to_savedmodel.operators.values import (
     rank_of,
     scalar,
     single,
-    sizes_of,
 )
 
 
@@ -55,9 +54,7 @@ def compress(x: tf.Tensor, condition: tf.Tensor, *, axis: int | None = None) -> 
     return tf.gather(x, kept, axis=normal_axis(axis, rank_of(x)))
 
 
-def unique(
-    x: tf.Tensor, *, axis: int | None = None, sorted: int = 1, output_count: int = 1
-) -> Any:
+def unique(x: tf.Tensor, *, axis: int | None = None, sorted: int = 1, output_count: int = 1) -> Any:
     """ONNX Unique: the values, where each comes first, which is where, and how often."""
     if axis is None:
         x, axis = tf.reshape(x, [-1]), 0
@@ -110,11 +107,6 @@ def reverse_sequence(
 ) -> tf.Tensor:
     """ONNX ReverseSequence: the first so many steps of each sequence reversed."""
     return tf.reverse_sequence(x, sequence_lens, seq_axis=time_axis, batch_axis=batch_axis)
-
-
-def count_of(x: tf.Tensor, axis: int) -> Any:
-    """The length of an axis."""
-    return sizes_of(x)[axis]
 
 
 OPERATORS = {

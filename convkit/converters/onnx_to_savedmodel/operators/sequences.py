@@ -11,9 +11,11 @@ from convkit.converters.onnx_to_savedmodel.operators.values import (
     Ints,
     known_int,
     known_ints,
+    length_of,
     normal_axis,
     rank_of,
     sizes_of,
+    vector,
 )
 
 
@@ -54,9 +56,7 @@ def sequence_insert(
     return [*sequence[:at], tensor, *sequence[at:]]
 
 
-def _inserted(
-    sequence: list[tf.Tensor], tensor: tf.Tensor, position: tf.Tensor
-) -> list[tf.Tensor]:
+def _inserted(sequence: list[tf.Tensor], tensor: tf.Tensor, position: tf.Tensor) -> list[tf.Tensor]:
     """Which element stands at each place is decided at run time; how many there are is not."""
     count = len(sequence)
     at = tf.where(position < 0, position + count, position)
@@ -81,9 +81,7 @@ def sequence_length(sequence: list[tf.Tensor]) -> tf.Tensor:
     return tf.constant(len(sequence), tf.int64)
 
 
-def concat_from_sequence(
-    sequence: list[tf.Tensor], *, axis: int, new_axis: int = 0
-) -> tf.Tensor:
+def concat_from_sequence(sequence: list[tf.Tensor], *, axis: int, new_axis: int = 0) -> tf.Tensor:
     """ONNX ConcatFromSequence, along an axis or a new one."""
     return tf.stack(sequence, axis) if new_axis else tf.concat(sequence, axis)
 
@@ -102,8 +100,9 @@ def split_to_sequence(
     lengths = _lengths(split, length)
     if lengths is not None:
         return list(tf.split(x, lengths, axis))
-    if tf.is_tensor(split) and split.shape.rank == 1 and split.shape[0] is not None:
-        return list(tf.split(x, split, axis, num=split.shape[0]))
+    count = length_of(split)
+    if count is not None:
+        return list(tf.split(x, vector(split), axis, num=count))
     raise ValueError("the number of pieces must be known while tracing")
 
 
@@ -121,7 +120,7 @@ def _lengths(split: Ints, length: Any) -> list[int] | None:
     return [static[0]] * whole + ([rest] if rest else [])
 
 
-def optional(value: Any = None, *, type: Any = None) -> Any:  # noqa: A002
+def optional(value: Any = None, *, type: Any = None) -> Any:
     """ONNX Optional."""
     del type  # only says what an absent value would be
     return value

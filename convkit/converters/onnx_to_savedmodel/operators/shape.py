@@ -11,6 +11,7 @@ from convkit.converters.onnx_to_savedmodel.operators.values import (
     Ints,
     Size,
     as_shape,
+    has_unknown_length,
     known_int,
     known_ints,
     normal_axis,
@@ -38,7 +39,7 @@ def reshape(x: tf.Tensor, target: Ints, *, allowzero: int = 0) -> tf.Tensor:
     static = known_ints(target)
     if allowzero or (static is not None and 0 not in static):
         return tf.reshape(x, static if static is not None else vector(target))
-    if static is None and tf.is_tensor(target) and target.shape.as_list() == [None]:
+    if static is None and has_unknown_length(target):
         return tf.reshape(x, _zeros_replaced(x, vector(target)))
     return tf.reshape(x, as_shape(_target_sizes(x, target)))
 
@@ -116,7 +117,7 @@ def transpose(x: tf.Tensor, *, perm: list[int] | None = None) -> tf.Tensor:
 
 def expand(x: tf.Tensor, target: Ints) -> tf.Tensor:
     """ONNX Expand: the two shapes broadcast both ways."""
-    if tf.is_tensor(target) and known_ints(target) is None and target.shape[0] is None:
+    if known_ints(target) is None and has_unknown_length(target):
         both = tf.broadcast_dynamic_shape(tf.shape(x, out_type=tf.int64), vector(target))
         return tf.broadcast_to(x, both)
     return tf.broadcast_to(x, as_shape(broadcast_sizes(sizes_of(x), parts(target))))
@@ -198,7 +199,7 @@ def slice_tensor(
 ) -> tf.Tensor:
     """ONNX Slice: bounds beyond the ends are clamped, negative ones count from the back."""
     along = known_ints(axes)
-    if axes is None and tf.is_tensor(starts) and starts.shape.as_list() == [None]:
+    if axes is None and has_unknown_length(starts):
         axes = tf.range(tf.size(starts, tf.int64))
     if axes is not None and along is None:
         return _slice_run_time_axes(x, starts, ends, vector(axes), steps)
@@ -255,7 +256,7 @@ def constant_of_shape(target: Ints, *, value: tf.Tensor | None = None) -> tf.Ten
     static = known_ints(target)
     if static is not None:
         return tf.fill(static, fill)
-    if tf.is_tensor(target) and target.shape[0] is None:
+    if has_unknown_length(target):
         return tf.fill(vector(target), fill)
     return tf.fill(as_shape(parts(target)), fill)
 

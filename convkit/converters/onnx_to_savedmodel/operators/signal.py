@@ -26,9 +26,16 @@ def dft(
     inverse: int = 0,
     onesided: int = 0,
 ) -> tf.Tensor:
-    """ONNX DFT; the last axis holds the real part, or real and imaginary part."""
+    """ONNX DFT; the last axis holds the real part, or real and imaginary part.
+
+    Forwards in float64, as TensorFlow's float32 transform leaves 1e-6 where the result is zero;
+    backwards such noise is divided by the length.
+    """
     swap = _swap(rank_of(x), -2 if axis is None else axis)
-    moved = x if swap is None else tf.transpose(x, swap)
+    moved = x if inverse else tf.cast(x, tf.float64)
+    if swap is not None:
+        moved = tf.transpose(moved, swap)
+        moved = tf.ensure_shape(moved, [None] * (rank_of(x) - 1) + [x.shape[-1]])
     complex_part = _complex(moved)
     if dft_length is None:
         length = sizes_of(moved)[-2]
@@ -40,8 +47,7 @@ def dft(
     y = tf.cast(_parts(y), x.dtype)
     if swap is not None:
         y = tf.transpose(y, swap)
-    y.set_shape([None] * rank_of(x)) if not tf.executing_eagerly() else None
-    return y
+    return tf.ensure_shape(y, [None] * rank_of(x))
 
 
 def _swap(rank: int, axis: Int) -> Any:

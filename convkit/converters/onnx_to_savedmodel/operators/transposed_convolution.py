@@ -162,9 +162,7 @@ def _transposed(x: tf.Tensor, w: tf.Tensor, along: Sequence[Spread], group: int)
 
 def _is_explicit(along: Sequence[Spread]) -> bool:
     """Whether the kernel can cut the padding off itself."""
-    return all(
-        v.is_static and v.begin >= 0 and v.end >= 0 and v.extra < v.stride for v in along
-    )
+    return all(v.is_static and v.begin >= 0 and v.end >= 0 and v.extra < v.stride for v in along)
 
 
 def _one_group(x: tf.Tensor, w: tf.Tensor, along: Sequence[Spread]) -> tf.Tensor:
@@ -241,8 +239,7 @@ def _stuffed(x: tf.Tensor, w: tf.Tensor, along: Sequence[Spread], group: int) ->
     # (spatial..., output / group, input) -> (spatial..., input / group, output), by group
     mirrored = tf.reverse(w, spatial)
     pieces = [
-        tf.transpose(part, [*spatial, rank - 1, rank - 2])
-        for part in tf.split(mirrored, group, -1)
+        tf.transpose(part, [*spatial, rank - 1, rank - 2]) for part in tf.split(mirrored, group, -1)
     ]
     rows: list[list[Size]] = [[0, 0]]
     for v in along:

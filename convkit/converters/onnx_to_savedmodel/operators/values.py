@@ -98,6 +98,19 @@ def parts(value: Ints, count: int | None = None) -> list[Size]:
     return list(tf.unstack(flat))
 
 
+def has_unknown_length(value: Ints) -> bool:
+    """Whether it is not even known while tracing how many integers there are."""
+    return bool(tf.is_tensor(value)) and length_of(value) is None
+
+
+def length_of(value: Ints) -> int | None:
+    """How many integers there are, where that is known while tracing."""
+    if isinstance(value, (list, tuple)):
+        return len(value)
+    tensor: Any = value
+    return None if tensor.shape.rank != 1 or tensor.shape[0] is None else int(tensor.shape[0])
+
+
 def as_shape(sizes: Sequence[Size]) -> list[int] | tf.Tensor:
     """Dimensions as TensorFlow's shape arguments take them, static ones kept static."""
     if all(isinstance(size, (int, np.integer)) for size in sizes):

@@ -176,7 +176,7 @@ def unpadded(x: tf.Tensor, along: Sequence[Window]) -> list[Window]:
 def at_least(size: Size, low: int) -> Size:
     """The size, but `low` where it is less."""
     if tf.is_tensor(size):
-        return tf.maximum(size, tf.constant(low, size.dtype))
+        return tf.maximum(size, tf.cast(low, tf.int64))
     return max(size, low)
 
 
@@ -192,8 +192,8 @@ def pad_or_crop(x: tf.Tensor, rows: Sequence[Sequence[Size]], value: Any = 0) ->
     """`x` with so many elements before and after each axis; negative numbers crop."""
     if any(not tf.is_tensor(size) and size < 0 for row in rows for size in row):
         index = tuple(
-            slice(-row[0] if _is_negative(row[0]) else None, row[1] if _is_negative(row[1]) else None)
-            for row in rows
+            slice(-first if _is_negative(first) else None, last if _is_negative(last) else None)
+            for first, last in rows
         )
         x = x[index]
         rows = [[0 if _is_negative(size) else size for size in row] for row in rows]
@@ -224,7 +224,7 @@ def shifted(x: tf.Tensor, along: Sequence[Window]) -> Iterator[tuple[tuple[int, 
         for at, w in zip(place, along, strict=True):
             start = at * w.dilation
             index.append(slice(start, _int32(start + (w.count - 1) * w.stride + 1), w.stride))
-        yield place, x[(*index, slice(None))]
+        yield place, x[tuple([*index, slice(None)])]
 
 
 def _int32(size: Size) -> Size:

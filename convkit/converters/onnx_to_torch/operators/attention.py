@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 
-def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+def split_heads(x: torch.Tensor, heads: int | None) -> torch.Tensor:
     """(batch, length, heads * size) as (batch, heads, length, size)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads or 1, -1).transpose(1, 2)
 
 
 def merge_heads(x: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def attention(
         q = split_heads(q, q_num_heads)
         k, v = split_heads(k, kv_num_heads), split_heads(v, kv_num_heads)
     past = 0
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         past = past_key.shape[2]
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
     windowed = left_window_size >= 0 or right_window_size >= 0
@@ -59,7 +59,7 @@ def attention(
         allowed = visible_keys(q, k, 0, None, True, -1, -1)
     bias = combined_mask(attn_mask, allowed, k.shape[2], q.dtype)
     factor = 1 / math.sqrt(q.shape[3]) if scale is None else scale
-    weights = None
+    weights = q.new_zeros(0)  # replaced where it is an output
     if plain:
         y = F.scaled_dot_product_attention(
             q,
@@ -240,9 +240,9 @@ def linear_attention(
     outputs = []
     for step in range(q.shape[2]):
         key_now, fresh = k[:, :, step].unsqueeze(3), v[:, :, step].unsqueeze(2)
-        if update_rule in ("gated", "gated_delta"):
+        if fading is not None and update_rule in ("gated", "gated_delta"):
             state = state * fading[:, :, step].unsqueeze(3)
-        if update_rule in ("delta", "gated_delta"):
+        if rate is not None and update_rule in ("delta", "gated_delta"):
             fresh = rate[:, :, step].unsqueeze(3) * (fresh - torch.matmul(key_now.mT, state))
         state = state + key_now * fresh
         seen = state.repeat_interleave(groups, 1)

@@ -8,10 +8,10 @@ from convkit.converters.onnx_to_torch.operators.values import WIDER_TYPE
 
 # Integers narrower than a byte: how many bits, and the type of the tensor that carries them.
 NARROW_INTEGERS = {
-    torch.int2: (2, torch.int8),
-    torch.int4: (4, torch.int8),
-    torch.uint2: (2, torch.uint8),
-    torch.uint4: (4, torch.uint8),
+    torch.int2: (2, torch.int8),  # type: ignore[attr-defined]
+    torch.int4: (4, torch.int8),  # type: ignore[attr-defined]
+    torch.uint2: (2, torch.uint8),  # type: ignore[attr-defined]
+    torch.uint4: (4, torch.uint8),  # type: ignore[attr-defined]
 }
 FLOAT8_TYPES = (
     torch.float8_e4m3fn,
@@ -48,7 +48,7 @@ def cast(
 
 
 def wrapped_to_bits(x: torch.Tensor, to: torch.dtype) -> torch.Tensor:
-    """The lowest bits of each element, sign-extended for signed types; floats lose their fraction."""
+    """The lowest bits of each element, sign-extended for signed types; fractions are cut off."""
     bits, carrier = NARROW_INTEGERS[to]
     low = x.to(torch.int64) & ((1 << bits) - 1)
     if carrier == torch.int8:

@@ -46,10 +46,8 @@ def imputer(
     replaced_value_int64: int = 0,
 ) -> torch.Tensor:
     """ai.onnx.ml Imputer: one value replaced, column by column."""
-    if imputed_value_floats:
-        values, replaced = imputed_value_floats, replaced_value_float
-    else:
-        values, replaced = imputed_value_int64s, replaced_value_int64
+    values: list[float] = imputed_value_floats or list(imputed_value_int64s or [])
+    replaced = replaced_value_float if imputed_value_floats else replaced_value_int64
     missing = torch.isnan(x) if math.isnan(replaced) else x == replaced
     return torch.where(missing, torch.tensor(values, dtype=x.dtype, device=x.device), x)
 
@@ -94,7 +92,7 @@ def label_encoder(
     """ai.onnx.ml LabelEncoder from numbers to numbers; NaN is a key like any other."""
     if keys_tensor is None:
         keys_tensor = torch.tensor(keys_int64s or keys_floats, device=x.device)
-    if values_tensor is not None:
+    if values_tensor is not None and default_tensor is not None:
         values, default = values_tensor, default_tensor.reshape(())
     elif values_int64s:
         values = torch.tensor(values_int64s, device=x.device)

@@ -29,7 +29,8 @@ def col2im(
     dilations, strides = dilations or [1] * rank, strides or [1] * rank
     pads = pads or [0] * (2 * rank)
     if rank == 2 and pads[:2] == pads[2:]:
-        return F.fold(input, image, block, dilations, pads[:2], strides)
+        window = [tuple(sizes) for sizes in (image, block, dilations, pads[:2], strides)]
+        return F.fold(input, *window)
     padded = [image[i] + pads[i] + pads[rank + i] for i in range(rank)]
     counts = [
         (padded[i] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1 for i in range(rank)

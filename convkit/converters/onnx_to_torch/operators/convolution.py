@@ -47,6 +47,12 @@ def interleaved(before: list[int], after: list[int]) -> list[int]:
     return [amount for i in reversed(range(len(before))) for amount in (before[i], after[i])]
 
 
+def is_symmetric(before: list[int], after: list[int]) -> bool:
+    """Whether both sides are known to be padded alike; symbolic amounts are not compared."""
+    amounts = [*before, *after]
+    return all(isinstance(amount, int) for amount in amounts) and before == after
+
+
 def conv(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -64,7 +70,7 @@ def conv(
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
     kernel = kernel_shape or list(w.shape[2:])
     before, after = window_pads(list(x.shape[2:]), kernel, strides, dilations, pads, auto_pad)
-    if before != after:
+    if not is_symmetric(before, after):
         x, before = F.pad(x, interleaved(before, after)), [0] * rank
     return CONVOLUTIONS[rank - 1](x, w, b, strides, before, dilations, group)
 
@@ -95,7 +101,7 @@ def conv_transpose(
         list(x.shape[2:]), reach, strides, extra, pads, auto_pad, output_shape
     )
     transposed = TRANSPOSED_CONVOLUTIONS[rank - 1]
-    native = before == after and all(isinstance(a, int) and a >= 0 for a in before)
+    native = is_symmetric(before, after) and min(before) >= 0
     if native and all(e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
         return transposed(x, w, b, strides, before, extra, group, dilations)
     # Everything the kernel reaches, then cropped or widened at each side, then the bias.
@@ -144,7 +150,7 @@ def causal_conv_with_state(
     activation: str = "none",
     output_count: int = 2,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """ONNX CausalConvWithState: depthwise convolution of (batch, channels, length) with the past."""
+    """ONNX CausalConvWithState: depthwise, over (batch, channels, length) and the past."""
     kept = weight.shape[2] - 1
     if past_state is None:
         extended = F.pad(input, (kept, 0))

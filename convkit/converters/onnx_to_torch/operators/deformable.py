@@ -41,7 +41,7 @@ def deform_conv(
     Source: Dai et al. 2017 and Zhu et al. 2019 (`mask`), as in the ONNX specification.
     """
     dilations, strides, pads = dilations or [1, 1], strides or [1, 1], pads or [0] * 4
-    batch, channels, height, width = x.shape
+    batch, channels = x.shape[:2]
     filters, per_group, kernel_h, kernel_w = w.shape
     out_h, out_w = offset.shape[2:]
     window = kernel_h * kernel_w

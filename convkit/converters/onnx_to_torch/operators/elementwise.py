@@ -8,7 +8,6 @@ from convkit.converters.onnx_to_torch.operators.values import (
     Number,
     as_scalar,
     from_ordered,
-    is_host,
     ordered,
     widened,
 )
@@ -201,7 +200,11 @@ def clip(
     """ONNX Clip; a lower bound above the upper one gives the upper one everywhere."""
     if minimum is None and maximum is None:
         return x
-    if is_host(minimum) and is_host(maximum) and x.dtype.is_floating_point:
+    if (
+        x.dtype.is_floating_point
+        and not isinstance(minimum, torch.Tensor)
+        and not isinstance(maximum, torch.Tensor)
+    ):
         return torch.clamp(x, minimum, maximum)
     y = ordered(x)
     if minimum is not None:
@@ -242,7 +245,8 @@ def variadic_min(*inputs: torch.Tensor) -> torch.Tensor:
 
 def determinant(x: torch.Tensor) -> torch.Tensor:
     """ONNX Det of the last two axes."""
-    return torch.linalg.det(x)
+    y: torch.Tensor = torch.linalg.det(x)
+    return y
 
 
 def identity(x: torch.Tensor) -> torch.Tensor:

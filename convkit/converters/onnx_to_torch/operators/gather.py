@@ -49,7 +49,8 @@ def gather_nd(data: torch.Tensor, indices: torch.Tensor, *, batch_dims: int = 0)
         along_axis(torch.arange(data.shape[axis], device=data.device), axis, indices[..., 0])
         for axis in range(batch_dims)
     ]
-    return moved(movable(data)[(*batch, *indices.to(torch.int64).unbind(-1))], data.dtype)
+    place = (*batch, *indices.to(torch.int64).unbind(-1))
+    return moved(movable(data)[place], data.dtype)
 
 
 def scatter_elements(

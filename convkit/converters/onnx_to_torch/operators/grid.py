@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -80,15 +82,15 @@ def sampled_axis(
         taps = reflected(taps, length, align_corners)
     index = torch.clamp(taps, 0, length - 1).to(torch.int64)
     rest = [1] * (y.dim() - 4)
-    total = None
+    parts = []
     for tap in range(index.shape[-1]):
         where = index[..., tap].reshape(index.shape[0], 1, -1, 1, *rest)
         shape = [y.shape[0], y.shape[1], index.shape[1], 1, *y.shape[4:]]
         source = y.expand(*y.shape[:2], index.shape[1], *y.shape[3:])
         part = torch.gather(source, 3, where.expand(shape)).squeeze(3)
         share = weights[..., tap].reshape(index.shape[0], 1, -1, *rest)
-        total = part * share if total is None else total + part * share
-    return total
+        parts.append(part * share)
+    return functools.reduce(torch.add, parts)
 
 
 def reflected(taps: torch.Tensor, length: int, align_corners: int) -> torch.Tensor:

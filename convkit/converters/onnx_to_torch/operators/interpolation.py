@@ -6,49 +6,50 @@ Cubic convolution interpolation for digital image processing, 1981.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
 from convkit.converters.onnx_to_torch.operators.slicing import along_axis
+from convkit.converters.onnx_to_torch.operators.values import Number
 
 
 def source_coordinates(
     length: int,
     target: int,
-    factor: float | torch.Tensor,
+    factor: Number,
     transformation: str,
-    region: tuple[float | torch.Tensor, float | torch.Tensor] | None,
+    region: tuple[Number, Number] | None,
 ) -> torch.Tensor:
     """Where each of `target` elements lies among the `length` old ones, float64."""
     at = torch.arange(target, dtype=torch.float64)
-    width = factor * length  # not yet rounded to a whole number
     if transformation == "asymmetric":
         return at / factor
     if transformation == "align_corners":
-        return at * divided_unless_one(length - 1, width)
+        return divided_unless_one(at * (length - 1), target)
     if transformation == "tf_crop_and_resize" and region is not None:
         start, end = region
-        step = divided_unless_one((end - start) * (length - 1), width)
-        middle = torch.where(is_one(width), (end - start) * (length - 1) / 2, 0.0)
-        return at * step + middle + start * (length - 1)
+        steps = divided_unless_one(at * ((end - start) * (length - 1)), target)
+        middle = torch.where(is_one(target), (end - start) * (length - 1) / 2, 0.0)
+        return steps + middle + start * (length - 1)
     centers = (at + 0.5) / factor - 0.5
     if transformation == "pytorch_half_pixel":
-        return torch.where(is_one(width), -0.5, centers)
+        return torch.where(is_one(target), 0.0, centers)
     if transformation == "half_pixel_symmetric":
-        return centers + length / 2 * (1 - target / width)
+        return centers + length / 2 * (1 - target / (factor * length))
     return centers
 
 
-def is_one(width: float | torch.Tensor) -> torch.Tensor:
+def is_one(target: int) -> torch.Tensor:
     """Whether an axis gets a single element."""
-    return torch.as_tensor(width, dtype=torch.float64) == 1
+    return torch.scalar_tensor(target, dtype=torch.float64) == 1
 
 
-def divided_unless_one(amount: float | torch.Tensor, width: float | torch.Tensor) -> torch.Tensor:
-    """`amount / (width - 1)`, 0 for an axis of one element."""
-    gaps = torch.as_tensor(width, dtype=torch.float64) - 1
-    return torch.where(gaps == 0, 0.0, amount / torch.where(gaps == 0, 1.0, gaps))
+def divided_unless_one(amounts: torch.Tensor, target: int) -> torch.Tensor:
+    """`amounts / (target - 1)`, 0 for an axis of one element."""
+    gaps = torch.scalar_tensor(target - 1, dtype=torch.float64)
+    return torch.where(gaps == 0, 0.0, amounts / torch.where(gaps == 0, 1.0, gaps))
 
 
 def nearest_index(at: torch.Tensor, nearest_mode: str, length: int) -> torch.Tensor:
@@ -69,7 +70,7 @@ def clamped_index(index: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def tap_weights(
-    at: torch.Tensor, mode: str, factor: float | torch.Tensor, antialias: int, coefficient: float
+    at: torch.Tensor, mode: str, factor: Number, antialias: int, coefficient: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The first old element that each new one mixes, and the weights of it and its followers.
 
@@ -114,8 +115,8 @@ def interpolated(
         weights = weights / weights.sum(1, keepdim=True)
     index = clamped_index(index, length).to(x.device)
     shares = weights.to(x.device, x.dtype)
-    total = None
+    parts = []
     for tap in range(weights.shape[1]):
         part = x.index_select(axis, index[:, tap]) * along_axis(shares[:, tap], axis, x)
-        total = part if total is None else total + part
-    return total
+        parts.append(part)
+    return functools.reduce(torch.add, parts)

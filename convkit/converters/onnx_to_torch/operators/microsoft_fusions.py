@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -79,7 +81,12 @@ def activated(x: torch.Tensor, activation: str | None, parameters: list[float]) 
         return torch.clamp(x, parameters[0], parameters[1])
     if name == "hardsigmoid":
         return torch.clamp(parameters[0] * x + parameters[1], 0, 1)
-    simple = {"relu": F.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "gelu": gelu}
+    simple: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "relu": F.relu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "gelu": gelu,
+    }
     if name not in simple:
         raise NotImplementedError(f"The fused activation {activation}.")
     return simple[name](x)
@@ -190,7 +197,7 @@ def nhwc_max_pool(
         strides=strides,
         output_count=1,
     )
-    return y.movedim(1, -1)
+    return y.movedim(1, -1) if isinstance(y, torch.Tensor) else y[0]
 
 
 def simplified_layer_normalization(
@@ -221,7 +228,7 @@ def skip_layer_normalization(
     epsilon: float = 1e-12,
     output_count: int = 1,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """com.microsoft SkipLayerNormalization of `input + skip + bias`; the fourth output is the sum."""
+    """com.microsoft SkipLayerNormalization of `input + skip + bias`, which is the fourth output."""
     total = input + skip if bias is None else input + skip + bias
     y = F.layer_norm(total, list(gamma.shape), gamma, beta, epsilon)
     if output_count == 1:

@@ -274,7 +274,9 @@ def qgemm(
     )
     total = total if c is None else total + c
     y = (total * (alpha * a_scale * b_scale)).to(torch.float32)
-    return y if y_scale is None else requantize(y, y_scale, y_zero_point, y_zero_point)
+    if y_scale is None or y_zero_point is None:
+        return y
+    return requantize(y, y_scale, y_zero_point, y_zero_point)
 
 
 OPERATORS = {

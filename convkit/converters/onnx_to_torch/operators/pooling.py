@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -123,15 +124,15 @@ def window_sums(
     counts: list[int],
 ) -> torch.Tensor:
     """The sum in each window of an already padded tensor."""
-    total = None
+    parts = []
     for tap in itertools.product(*(range(size) for size in kernel)):
         part = x
         for axis, offset in enumerate(tap):
             start = offset * dilations[axis]
             end = start + (counts[axis] - 1) * strides[axis] + 1
             part = part[(slice(None),) * (axis + 2) + (slice(start, end, strides[axis]),)]
-        total = part if total is None else total + part
-    return total
+        parts.append(part)
+    return functools.reduce(torch.add, parts)
 
 
 def average_pool(

@@ -14,10 +14,10 @@ from convkit.converters.onnx_to_torch.operators.values import widened
 
 # Quantized type -> smallest value, largest value, type of the tensor that carries it.
 QUANTIZED_RANGES = {
-    torch.int2: (-2, 1, torch.int8),
-    torch.uint2: (0, 3, torch.uint8),
-    torch.int4: (-8, 7, torch.int8),
-    torch.uint4: (0, 15, torch.uint8),
+    torch.int2: (-2, 1, torch.int8),  # type: ignore[attr-defined]
+    torch.uint2: (0, 3, torch.uint8),  # type: ignore[attr-defined]
+    torch.int4: (-8, 7, torch.int8),  # type: ignore[attr-defined]
+    torch.uint4: (0, 15, torch.uint8),  # type: ignore[attr-defined]
     torch.int8: (-128, 127, torch.int8),
     torch.uint8: (0, 255, torch.uint8),
     torch.int16: (-32768, 32767, torch.int16),

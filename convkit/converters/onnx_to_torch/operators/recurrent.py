@@ -140,6 +140,8 @@ def lstm(
             torch.lstm, x, w, r, b, initial, LSTM_GATES, direction, layout, output_count
         )
     functions = chosen_activations(names, activation_alpha, activation_beta, clip)
+    # ONNX Runtime clips what goes into the gates only, not the cell that the output is made of.
+    functions[2::3] = chosen_activations(names, activation_alpha, activation_beta, None)[2::3]
     cells = [
         lstm_cell(r[d], None if p is None else p[d], functions[3 * d : 3 * d + 3], input_forget)
         for d in range(w.shape[0])
@@ -247,19 +249,61 @@ def run_cell(
 
     Beyond the end of its own sequence an entry outputs zeros and keeps its states.
     """
+    if torch.compiler.is_exporting() and is_symbolic(parts.shape[0]):
+        return looped_cell(cell, parts, states, sequence_lens)
     outputs = []
     for step in range(parts.shape[0]):
         fresh = cell(parts[step], *states)
-        if sequence_lens is None:
-            outputs.append(fresh[0])
-            states = fresh
-        else:
-            running = (step < sequence_lens).unsqueeze(1)
-            outputs.append(torch.where(running, fresh[0], 0))
-            states = tuple(
-                torch.where(running, new, old) for new, old in zip(fresh, states, strict=True)
-            )
+        output, states = stopped(step, fresh, states, sequence_lens)
+        outputs.append(output)
     return torch.stack(outputs), states
+
+
+def is_symbolic(size: object) -> bool:
+    """Whether `torch.export` keeps a size open."""
+    return not isinstance(size, int)
+
+
+def stopped(
+    step: int | torch.Tensor,
+    fresh: tuple[torch.Tensor, ...],
+    states: tuple[torch.Tensor, ...],
+    sequence_lens: torch.Tensor | None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The output and the states after a step, where sequences that are over stand still."""
+    if sequence_lens is None:
+        return fresh[0], fresh
+    running = (step < sequence_lens).unsqueeze(1)
+    kept = [torch.where(running, new, old) for new, old in zip(fresh, states, strict=True)]
+    return torch.where(running, fresh[0], 0), tuple(kept)
+
+
+def looped_cell(
+    cell: Cell,
+    parts: torch.Tensor,
+    states: tuple[torch.Tensor, ...],
+    sequence_lens: torch.Tensor | None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """`run_cell` as a loop that `torch.export` keeps, for sequences of any length."""
+    count = parts.shape[0]
+
+    def goes_on(step: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return step < count
+
+    def advance(
+        step: torch.Tensor, outputs: torch.Tensor, *states: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        part = parts.index_select(0, step.reshape(1)).squeeze(0)
+        output, after = stopped(step, cell(part, *states), states, sequence_lens)
+        here = (torch.arange(count, device=parts.device) == step).reshape(-1, 1, 1)
+        return step + 1, torch.where(here, output, outputs), *(x.clone() for x in after)
+
+    start = torch.zeros((), dtype=torch.int64, device=parts.device)
+    empty = torch.zeros(count, *states[0].shape, dtype=parts.dtype, device=parts.device)
+    result: tuple[torch.Tensor, ...] = torch.while_loop(
+        goes_on, advance, (start, empty, *(x.clone() for x in states))
+    )
+    return result[1], tuple(result[2:])
 
 
 OPERATORS = {"GRU": gru, "LSTM": lstm, "RNN": rnn}

@@ -93,7 +93,8 @@ def gru_cell(
     """
     f, g = activations
     size = recurrence.shape[1]
-    gates, hidden = recurrence[: 2 * size], recurrence[2 * size :]
+    # Copies: an exported loop refuses two views of one tensor.
+    gates, hidden = recurrence[: 2 * size].clone(), recurrence[2 * size :].clone()
 
     def step(part: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, ...]:
         update, reset = f(part[..., : 2 * size] + F.linear(h, gates)).chunk(2, -1)

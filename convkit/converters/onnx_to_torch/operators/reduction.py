@@ -38,7 +38,7 @@ def reduced(
     noop_with_empty_axes: int,
     operation: Callable[[torch.Tensor, list[int], bool], torch.Tensor],
 ) -> torch.Tensor:
-    """`operation` over the axes; it must not matter whether it goes over them at once or in turn."""
+    """`operation` over the axes; going over them in turn must give the same."""
     if isinstance(axes, torch.Tensor) and axes.numel() and torch.compiler.is_exporting():
         return reduced_at_run_time(x, axes, keepdims, operation)
     listed = reduction_axes(x, axes, noop_with_empty_axes)
@@ -104,7 +104,7 @@ def extreme_of_nothing(
 ) -> torch.Tensor:
     """A tensor of the reduced shape, filled with the type's smallest or largest value."""
     if x.dtype == torch.bool:
-        fill = not smallest
+        fill: float = int(not smallest)
     elif x.dtype.is_floating_point:
         fill = -math.inf if smallest else math.inf
     else:
@@ -275,7 +275,7 @@ def cumulated(
     identity_value: int,
     operation: Callable[[torch.Tensor, int], torch.Tensor],
 ) -> torch.Tensor:
-    """`operation` along `axis`, from the end if `reverse`, without its own element if `exclusive`."""
+    """`operation` along `axis`, from the end if `reverse`, without the element if `exclusive`."""
     if isinstance(axis, torch.Tensor) and torch.compiler.is_exporting():
         wanted, y = axis.reshape(()) % x.dim(), x
         for candidate in range(x.dim()):

@@ -17,6 +17,9 @@ from convkit.converters.onnx_to_torch.operators.slicing import along_axis
 from convkit.converters.onnx_to_torch.operators.values import (
     Floats,
     Ints,
+    Number,
+    as_int,
+    as_number,
     movable,
     moved,
     positive_axis,
@@ -47,7 +50,7 @@ def resize(
     if sizes is not None and len(sizes):
         targets, factors = resized_to(lengths, sizes, keep_aspect_ratio_policy)
     else:
-        targets, factors = resized_by(lengths, scales)
+        targets, factors = resized_by(lengths, [1.0] * x.dim() if scales is None else scales)
     transformation = coordinate_transformation_mode
     plain = not antialias and not exclude_outside and cubic_coeff_a == -0.75
     if plain and is_spatial_only(x, named, factors):
@@ -58,7 +61,7 @@ def resize(
     for position, axis in enumerate(named):
         length, target, factor = lengths[position], targets[position], factors[position]
         region = None
-        if transformation == "tf_crop_and_resize":
+        if transformation == "tf_crop_and_resize" and roi is not None:
             region = (roi[position], roi[position + len(named)])
         elif isinstance(factor, float) and factor == 1.0:
             continue
@@ -82,21 +85,20 @@ def integer_range(dtype: torch.dtype) -> tuple[int, int]:
     return torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
 
-def resized_by(lengths: list[int], scales: Floats) -> tuple[list[int], list[float | torch.Tensor]]:
+def resized_by(lengths: list[int], scales: Floats) -> tuple[list[int], list[Number]]:
     """New lengths, rounded down, and the scales as they are."""
     if isinstance(scales, torch.Tensor):
-        factors = scales.to(torch.float64).unbind()
+        exact = scales.to(torch.float64).unbind()
         targets = [
-            torch.floor(factor * length).to(torch.int64).item()
-            for factor, length in zip(factors, lengths, strict=True)
+            as_int(torch.floor(factor * length).to(torch.int64))
+            for factor, length in zip(exact, lengths, strict=True)
         ]
-        return targets, list(factors)
-    factors = [float(factor) for factor in scales]
+        return targets, list(exact)
     targets = [
-        length if factor == 1.0 else scaled_length(length, factor)
-        for factor, length in zip(factors, lengths, strict=True)
+        length if factor == 1.0 else scaled_length(length, float(factor))
+        for factor, length in zip(scales, lengths, strict=True)
     ]
-    return targets, factors
+    return targets, [float(factor) for factor in scales]
 
 
 def scaled_length(length: int, factor: float) -> int:
@@ -104,17 +106,15 @@ def scaled_length(length: int, factor: float) -> int:
     return length * int(factor) if factor.is_integer() else math.floor(length * factor)
 
 
-def resized_to(
-    lengths: list[int], sizes: Ints, policy: str
-) -> tuple[list[int], list[float | torch.Tensor]]:
+def resized_to(lengths: list[int], sizes: Ints, policy: str) -> tuple[list[int], list[Number]]:
     """New lengths, and the scales they mean; a policy other than "stretch" has one for all."""
     if isinstance(sizes, torch.Tensor):
         wanted = sizes.reshape(-1).to(torch.float64)
         own = torch.stack([torch.scalar_tensor(n, dtype=torch.float64) for n in lengths])
         ratios = wanted / own
         if policy != "stretch":
-            best = ratios.amin() if policy == "not_larger" else ratios.amax()
-            ratios = best.expand(own.shape)
+            shared = ratios.amin() if policy == "not_larger" else ratios.amax()
+            ratios = shared.expand(own.shape)
             wanted = torch.floor(ratios * own + 0.5)
         return wanted.to(torch.int64).tolist(), list(ratios.unbind())
     factors = [
@@ -122,12 +122,12 @@ def resized_to(
         for size, length in zip(sizes, lengths, strict=True)
     ]
     if policy == "stretch":
-        return list(sizes), factors
+        return list(sizes), list(factors)
     best = min(factors) if policy == "not_larger" else max(factors)
     return [math.floor(best * length + 0.5) for length in lengths], [best] * len(lengths)
 
 
-def is_spatial_only(x: torch.Tensor, named: list[int], factors: list[float | torch.Tensor]) -> bool:
+def is_spatial_only(x: torch.Tensor, named: list[int], factors: list[Number]) -> bool:
     """Whether nothing but the axes after (batch, channels) of a float tensor changes."""
     if x.dtype not in (torch.float32, torch.float64) or not 3 <= x.dim() <= 5:
         return False
@@ -142,7 +142,7 @@ def native_mode(
     mode: str,
     transformation: str,
     nearest_mode: str,
-    factors: list[float | torch.Tensor],
+    factors: list[Number],
 ) -> str | None:
     """What `F.interpolate` calls this interpolation, None where it has no such."""
     if any(isinstance(factor, torch.Tensor) for factor in factors):
@@ -165,7 +165,7 @@ def native_resize(
     x: torch.Tensor,
     named: list[int],
     targets: list[int],
-    factors: list[float],
+    factors: list[Number],
     mode: str,
     transformation: str,
 ) -> torch.Tensor:
@@ -173,7 +173,7 @@ def native_resize(
     aligned = None if mode == "nearest" else transformation == "align_corners"
     if all(isinstance(factor, float) for factor in factors):
         by_axis = dict(zip(named, factors, strict=True))
-        scale = [by_axis.get(axis, 1.0) for axis in range(2, x.dim())]
+        scale = [as_number(by_axis.get(axis, 1.0)) for axis in range(2, x.dim())]
         return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=aligned)
     wanted = dict(zip(named, targets, strict=True))
     size = [wanted.get(axis, x.shape[axis]) for axis in range(2, x.dim())]

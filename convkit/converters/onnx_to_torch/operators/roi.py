@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from convkit.converters.onnx_to_torch.operators.values import as_int
+
 
 def roi_align(
     x: torch.Tensor,
@@ -55,7 +57,7 @@ def axis_samples(
         most = sampling_ratio
     else:
         count = torch.ceil(extent / bins)
-        most = torch.clamp(count.amax(), min=1).to(torch.int64).item()
+        most = as_int(torch.clamp(count.amax(), min=1).to(torch.int64))
     sample = torch.arange(most, device=start.device, dtype=start.dtype)
     per_region = count.reshape(-1, 1, 1)
     bin_start = torch.arange(bins, device=start.device, dtype=start.dtype).reshape(-1, 1) * size
@@ -97,7 +99,7 @@ def largest_corner(
     low_x, high_x, rest_x, share_x = corner_shares(columns[0], columns[1], columns[3])
     sampled_y, sampled_x = rows_counted(rows), rows_counted(columns)
     flat = images.flatten(2)
-    best = None
+    products = []
     for y, part_y in ((low_y, rest_y), (high_y, share_y)):
         for x, part_x in ((low_x, rest_x), (high_x, share_x)):
             # (regions, bins down, samples down, bins across, samples across)
@@ -106,8 +108,9 @@ def largest_corner(
             place = index.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1)
             pixel = torch.gather(flat, 2, place).unflatten(2, index.shape[1:])
             product = pixel * share.unsqueeze(1)
-            best = product if best is None else torch.maximum(best, product)
+            products.append(product)
     real = sampled_y[:, :, :, None, None] & sampled_x[:, None, None]
+    best = torch.stack(products).amax(0)
     best = torch.where(real.unsqueeze(1), best, -torch.inf).amax((3, 5))
     return torch.where(best == -torch.inf, 0, best)
 

@@ -102,7 +102,10 @@ def chosen_while_any(
         return step + 1, remaining, torch.where(here, best.unsqueeze(-1), chosen)
 
     start = torch.zeros((), dtype=torch.int64)
-    return torch.while_loop(goes_on, choose, (start, left.clone(), chosen))[2]
+    result: tuple[torch.Tensor, ...] = torch.while_loop(
+        goes_on, choose, (start, left.clone(), chosen)
+    )
+    return result[2]
 
 
 def box_corners(boxes: torch.Tensor, center_point_box: int) -> torch.Tensor:

@@ -11,8 +11,11 @@ from convkit.converters.onnx_to_torch.operators.values import (
     Int,
     Ints,
     Number,
+    as_int,
     as_int_tensor,
     as_ints,
+    as_number,
+    as_scalar,
     movable,
     moved,
     positive_axis,
@@ -152,36 +155,28 @@ def number_range(
     """ONNX Range; Python integers give int64, Python floats float32."""
     given = [value for value in (start, limit, delta) if isinstance(value, torch.Tensor)]
     if not given:
-        return host_range(start, limit, delta)
-    dtype = given[0].dtype
+        return host_range(as_number(start), as_number(limit), as_number(delta))
+    like = given[0]
     # Each element is start + index * delta, rounded once.
-    exact = torch.float64 if dtype.is_floating_point else torch.int64
-    if dtype in (torch.float16, torch.bfloat16):
+    exact = torch.float64 if like.dtype.is_floating_point else torch.int64
+    if like.dtype in (torch.float16, torch.bfloat16):
         exact = torch.float32
-    first, last, step = (
-        value.reshape(()).to(exact)
-        if isinstance(value, torch.Tensor)
-        else torch.scalar_tensor(value, dtype=exact, device=given[0].device)
-        for value in (start, limit, delta)
-    )
-    if dtype.is_floating_point:
-        count = torch.ceil((last - first) / step).to(torch.int64)
-    else:
+    wide = torch.zeros((), dtype=exact, device=like.device)
+    first, last, step = (as_scalar(value, wide) for value in (start, limit, delta))
+    if exact == torch.int64:
         count = -torch.div(first - last, step, rounding_mode="floor")
-    index = torch.arange(torch.clamp(count, min=0).item(), device=first.device)
-    return (first + index * step).to(dtype)
+    else:
+        count = torch.ceil((last - first) / step).to(torch.int64)
+    index = torch.arange(as_int(torch.clamp(count, min=0)), device=like.device)
+    return (first + index * step).to(like.dtype)
 
 
-def host_range(
-    start: int | float | torch.SymInt,
-    limit: int | float | torch.SymInt,
-    delta: int | float | torch.SymInt,
-) -> torch.Tensor:
+def host_range(start: float, limit: float, delta: float) -> torch.Tensor:
     """The range between Python numbers."""
     if any(isinstance(value, float) for value in (start, limit, delta)):
         count = max(math.ceil((limit - start) / delta), 0)
         return (start + torch.arange(count, dtype=torch.float64) * delta).to(torch.float32)
-    if all(isinstance(value, int) for value in (start, limit, delta)):
+    if isinstance(start, int) and isinstance(limit, int) and isinstance(delta, int):
         return torch.tensor(range(start, limit, delta), dtype=torch.int64)
     return torch.arange(start, limit, delta, dtype=torch.int64)
 

@@ -38,7 +38,8 @@ def dft(
     signal = complex_signal(input)
     if inverse and onesided:
         full = 2 * (signal.shape[along] - 1) if length is None else length
-        return torch.fft.irfft(signal, full, along).unsqueeze(-1).to(input.dtype)
+        y: torch.Tensor = torch.fft.irfft(signal, full, along)
+        return y.unsqueeze(-1).to(input.dtype)
     if inverse:
         spectrum = torch.fft.ifft(signal, length, along)
     elif onesided:
@@ -57,15 +58,13 @@ def stft(
     onesided: int = 1,
 ) -> torch.Tensor:
     """ONNX STFT of (batch, length, 1 or 2): (batch, frames, bins, 2)."""
-    length = window.shape[0] if frame_length is None else as_int(frame_length)
+    length = 0 if frame_length is None else as_int(frame_length)
+    length = window.shape[0] if window is not None and frame_length is None else length
     frames = complex_signal(signal).unfold(1, length, as_int(frame_step))
     if window is not None:
         # A window shorter than the frame leaves the frame's end out.
         frames = frames * F.pad(window.to(frames.real.dtype), (0, length - window.shape[0]))
-    if onesided:
-        spectrum = torch.fft.rfft(frames, dim=-1)
-    else:
-        spectrum = torch.fft.fft(frames, dim=-1)
+    spectrum = torch.fft.rfft(frames) if onesided else torch.fft.fft(frames)
     return torch.view_as_real(spectrum).to(signal.dtype)
 
 

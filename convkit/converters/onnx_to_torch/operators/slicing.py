@@ -133,11 +133,18 @@ def pad(
     if is_native_padding(data, before, after) and mode in ("reflect", "edge"):
         amounts = reversed_pairs(before[-spatial:], after[-spatial:])
         return F.pad(data, amounts, mode="reflect" if mode == "reflect" else "replicate")
-    y = movable(data)
+    # What is cut off is gone before the border repeats what is left.
+    y = movable(padded_with_constant(data, cropped(before), cropped(after), 0))
     for axis, (front, back) in enumerate(zip(before, after, strict=True)):
+        front, back = torch.sym_max(front, 0), torch.sym_max(back, 0)
         if not (isinstance(front, int) and isinstance(back, int) and front == 0 == back):
             y = y.index_select(axis, border_index(y.shape[axis], front, back, mode, y.device))
     return moved(y, data.dtype)
+
+
+def cropped(amounts: list[int]) -> list[int]:
+    """The negative amounts, 0 in place of the others."""
+    return [torch.sym_min(amount, 0) for amount in amounts]
 
 
 def amounts_per_axis(

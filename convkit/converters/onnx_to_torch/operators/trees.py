@@ -186,11 +186,9 @@ def leaf_votes(
     return aggregated(votes, targets, count, aggregate, len(roots))
 
 
-def float_list(values: list[float] | None, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """An attribute given as a list of floats or as a tensor."""
-    if tensor is not None:
-        return tensor
-    return None if values is None else torch.tensor(values, dtype=torch.float32)
+def float_list(values: list[float] | None, tensor: torch.Tensor | None) -> torch.Tensor:
+    """An attribute given as a list of floats or as a tensor; empty if it is absent."""
+    return torch.tensor(values or [], dtype=torch.float32) if tensor is None else tensor
 
 
 def tree_ensemble_regressor(
@@ -237,7 +235,7 @@ def tree_ensemble_regressor(
         aggregate=aggregate_function,
     )
     base = float_list(base_values, base_values_as_tensor)
-    y = y if base is None else y + base.to(y.dtype)
+    y = y + base.to(y.dtype) if base.numel() else y
     return post_transformed(y, post_transform).to(torch.float32)
 
 
@@ -290,10 +288,10 @@ def tree_ensemble_classifier(
     labels = torch.tensor(classlabels_int64s, device=x.device)
     if len(set(class_ids)) == 1 and labels.shape[0] == 2:
         positive = y[:, class_ids[0] : class_ids[0] + 1]
-        positive = positive if base is None else positive + base.to(y.dtype)[-1]
+        positive = positive + base.to(y.dtype)[-1] if base.numel() else positive
         plain = post_transform in ("NONE", "PROBIT")
         y = torch.cat([1 - positive if plain else -positive, positive], 1)
-    elif base is not None:
+    elif base.numel():
         y = y + base.to(y.dtype)
     scores = post_transformed(y, post_transform).to(torch.float32)
     return labels[torch.argmax(scores, 1)], scores

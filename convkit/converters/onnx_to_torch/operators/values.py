@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-Ints = Sequence[int | torch.SymInt] | torch.Tensor
-Int = int | torch.SymInt | torch.Tensor
+# A size that `torch.export` keeps symbolic counts as an int here.
+Ints = Sequence[int] | torch.Tensor
+Int = int | torch.Tensor
 Floats = Sequence[float] | torch.Tensor
-Number = int | float | torch.SymInt | torch.Tensor
+Number = float | torch.Tensor
 
 # Integer types that torch stores but has few kernels for, and the type that computes for them.
 WIDER_TYPE = {
@@ -37,16 +38,19 @@ MOVABLE_TYPE = {
 
 
 def as_ints(value: Ints) -> list[int]:
-    """The integers of `value`; a tensor is read, which `torch.export` records as unknown sizes."""
-    if isinstance(value, torch.Tensor):
-        return list(value.reshape(-1).tolist())
-    return list(value)
+    """The integers of `value`; a tensor is read."""
+    return sizes_in(value) if isinstance(value, torch.Tensor) else list(value)
+
+
+def sizes_in(values: torch.Tensor) -> list[int]:
+    """The integers in a tensor, which `torch.export` records as sizes known at run time only."""
+    return list(values.reshape(-1).tolist())
 
 
 def as_int(value: Int) -> int:
     """The integer in `value`; a tensor has one element."""
     if isinstance(value, torch.Tensor):
-        return value.reshape(()).item()
+        return sizes_in(value.reshape(1))[0]
     return value
 
 
@@ -76,11 +80,6 @@ def as_scalar(value: Number, like: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.reshape(()).to(like.dtype)
     return torch.scalar_tensor(value, dtype=like.dtype, device=like.device)
-
-
-def is_host(value: Ints | Int | Floats | Number | None) -> bool:
-    """Whether `value` is known now, so that Python may look at it."""
-    return not isinstance(value, torch.Tensor)
 
 
 def positive_axis(axis: int, rank: int) -> int:
