@@ -20,8 +20,9 @@ from convkit.artifact import Artifact, Precision, TensorSpec
 from convkit.bisect_pairs import Pair, paired
 from convkit.errors import UsageError
 from convkit.exposing import Exposed, element_counts
+from convkit.matching import fit_feeds
 from convkit.step import Feeds, Outputs
-from convkit.verification import LIMITS, fit_feeds, label_of
+from convkit.verification import LIMITS, label_of
 
 MEMORY_LIMIT_BYTES = 1 << 30
 """What exposed tensors may take together."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from convkit.errors import (
 )
 from convkit.graph import ConverterGraph
 from convkit.listener import Listener
+from convkit.loading import load_module
 from convkit.recording import LazySamples, Recorder
 from convkit.report import RungReport, StepReport
 from convkit.step import Converter, Package, Rung, Step, Work
@@ -146,7 +146,7 @@ class Climb:
         judgement = judging.judge(
             made, self.recorder.recording(), self.converters.format(made.format)
         )
-        for text in judgement.notes:
+        for text in (*judgement.notes, *judgement.comparison.notes):
             note(text)
         if not judgement.comparison.passed:
             raise _verification_error(step, judgement.comparison, out)
@@ -228,7 +228,7 @@ def _reason(error: ConvkitError) -> str:
 
 def _import(needs: Iterable[Package]) -> None:
     for need in needs:
-        importlib.import_module(need.module)
+        load_module(need.module)
 
 
 def _run_rung(

@@ -7,13 +7,13 @@ runtime is a failed verification instead of the end of convkit.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 
 from convkit import graph, resources, verification
 from convkit.artifact import Artifact, Precision
 from convkit.child import Child, ChildDiedError, is_not_loaded
 from convkit.errors import ConvkitError, VerificationError
+from convkit.loading import load_module
 from convkit.step import Format
 
 _LARGE_BYTES = 200 << 20
@@ -47,7 +47,7 @@ def prepare(format: Format) -> None:
     """Loads what will open a result, if it will be opened in this process; for idle moments."""
     if not _needs_child(format):
         for need in format.needs:
-            importlib.import_module(need.module)
+            load_module(need.module)
 
 
 def _needs_child(format: Format) -> bool:

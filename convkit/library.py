@@ -239,6 +239,7 @@ def verify(
         comparison = comparing.compare(recording, runner, precision, same_names=False)
     notes = [f"'{name}' is called '{other}' in the candidate" for name, other in comparison.renamed]
     notes += [f"the candidate fixes {lost}" for lost in comparison.lost]
+    notes += comparison.notes
     divergence = None
     if bisect:
         from convkit import bisect as bisecting

@@ -149,7 +149,7 @@ def record_source(
     with format.open(source) as runner:
         wanted = max(SHAPE_SETS, len(given))
         try:
-            recording = verification.record(runner, inputs_for(runner, given), wanted)
+            recording = verification.record(runner, inputs_for(runner, given), wanted, given)
         except StepError as error:
             if source.opening.inputs:  # the user described them
                 raise SamplesError(error.what, why=error.why, hint=_INPUTS_HINT) from error

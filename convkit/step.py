@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from convkit.artifact import Artifact, Description, Opening, Precision, TensorSpec
@@ -68,10 +68,13 @@ class Runner(abc.ABC):
     Attributes:
         inputs, outputs: specs; a dynamic dimension has a name. `outputs` may be empty until the
             first call where the format does not carry them.
+        resolution: output name -> absolute error of the runtime itself, where it computes a number
+            relative to another scale than the number's own; a smaller difference says nothing.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    resolution: Mapping[str, float] = MappingProxyType({})
 
     @abc.abstractmethod
     def __call__(self, feeds: Feeds) -> Outputs:

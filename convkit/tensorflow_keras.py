@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convkit.artifact import TensorSpec
@@ -24,13 +24,12 @@ def keras_function(
     specs = tuple(inputs) or keras_inputs(model)
     if not specs:
         raise InputsUnknownError(f"the Keras model {model.name}")
-    names = output_names(model)
     given: list[str] = []
 
     def call(*tensors: Any) -> list[Any]:
-        leaves = list(named_leaves(model(packed(model, tensors, specs), training=False)))
-        given[:] = names if len(names) == len(leaves) else [name for name, _ in leaves]
-        return [leaf for _, leaf in leaves]
+        named = _named_results(model, model(packed(model, tensors, specs), training=False))
+        given[:] = [name for name, _ in named]
+        return [leaf for _, leaf in named]
 
     function = tf.function(call, autograph=False).get_concrete_function(
         *(
@@ -62,10 +61,16 @@ def keras_inputs(model: Any) -> tuple[TensorSpec, ...]:
     )
 
 
-def output_names(model: Any) -> list[str]:
-    """Names of a model's output layers, in order; [] for a subclassed model."""
+def _named_results(model: Any, result: Any) -> list[tuple[str, Any]]:
+    """What a call gave: under the keys of a dictionary, else under the output layers' names.
+
+    Keras lists the outputs of a dictionary sorted by key, and returns them in the user's order.
+    """
+    leaves = import_keras().tree.flatten(result)
     tensors = getattr(model, "outputs", None) or []
-    return _distinct([_layer_name(tensor) for tensor in tensors])
+    if isinstance(result, Mapping) or len(tensors) != len(leaves):
+        return list(named_leaves(result))
+    return list(zip(_distinct([_layer_name(t) for t in tensors]), leaves, strict=True))
 
 
 def packed(model: Any, tensors: Sequence[Any], specs: Sequence[TensorSpec]) -> Any:

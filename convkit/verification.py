@@ -6,7 +6,7 @@ The limits per precision stand in `LIMITS`, each with its reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from convkit import metrics
 from convkit.artifact import Precision, TensorSpec
 from convkit.errors import ConvkitError, StepError
+from convkit.matching import accepts, fit_feeds, lost_dimensions
 from convkit.step import Feeds, Outputs, Runner
 
 Array = np.ndarray[Any, Any]
@@ -101,12 +102,14 @@ class Recording:
         inputs, outputs: its specs; outputs in order.
         runs: (feeds, outputs) pairs.
         refused: shapes the model itself refused, with its words.
+        resolution: see `Runner.resolution`.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     runs: tuple[tuple[Feeds, Outputs], ...]
     refused: tuple[str, ...] = ()
+    resolution: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def samples(self) -> tuple[Feeds, ...]:
@@ -122,11 +125,13 @@ class Comparison:
         checks: all verdicts, the worst sample of each.
         lost: dynamic dimensions of the reference that the candidate fixed, `input.dimension`.
         renamed: reference output -> candidate output, where names differ.
+        notes: where the comparison says less than it seems to.
     """
 
     checks: tuple[Check, ...]
     lost: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -139,25 +144,35 @@ class Comparison:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def record(runner: Runner, samples: Iterable[Feeds], enough: int) -> Recording:
+def record(
+    runner: Runner, samples: Iterable[Feeds], enough: int, given: Sequence[Feeds] = ()
+) -> Recording:
     """Runs a model on samples until it accepted `enough`; the ones it refuses are left out.
 
-    What the source refuses is never asked of a result; what it accepts always is.
+    What the source refuses is never asked of a result; what it accepts always is. Where all outputs
+    are empty (an image smaller than the network shrinks it) nothing can be compared: such a sample
+    serves only if no other does, or if it is one of those `given` by the user.
 
     Raises:
         StepError: it accepted none.
     """
     runs: list[tuple[Feeds, Outputs]] = []
+    empty: list[tuple[Feeds, Outputs]] = []
     refused: list[str] = []
     cause: Exception | None = None
+    wanted = {id(feeds) for feeds in given}
     for feeds in samples:
         try:
-            runs.append((feeds, runner(feeds)))
+            outputs = runner(feeds)
         except Exception as error:  # any framework may refuse with any type
             cause = error
             refused.append(f"{label_of(feeds)}: {_first_line(error)}")
+            continue
+        says_something = any(array.size for array in outputs.values()) or id(feeds) in wanted
+        (runs if says_something else empty).append((feeds, outputs))
         if len(runs) == enough:
             break
+    runs = runs or empty[:enough]
     if not runs:
         if isinstance(cause, ConvkitError):
             raise cause
@@ -166,8 +181,10 @@ def record(runner: Runner, samples: Iterable[Feeds], enough: int) -> Recording:
             why=refused[:3],
             hint="Give inputs that it accepts:  --samples inputs.npz",
         ) from cause
-    outputs = runner.outputs or _observed_specs([outputs for _, outputs in runs])
-    return Recording(tuple(runner.inputs), tuple(outputs), tuple(runs), tuple(refused))
+    specs = runner.outputs or _observed_specs([outputs for _, outputs in runs])
+    return Recording(
+        tuple(runner.inputs), tuple(specs), tuple(runs), tuple(refused), dict(runner.resolution)
+    )
 
 
 def compare(
@@ -203,10 +220,13 @@ def compare(
             if other is None:
                 tally.add(Check(name, "name", 1.0, 0.0, False, f"got {', '.join(got)}"))
             else:
-                tally.judge(name, expected[name], got[other], label)
+                resolution = max(
+                    reference.resolution.get(name, 0.0), candidate.resolution.get(other, 0.0)
+                )
+                tally.judge(name, expected[name], got[other], label, resolution)
         extra = len(got) - len(expected)
         tally.add(Check("all", "output_count", float(extra), 0.0, extra == 0, label))
-    return Comparison(tally.checks, lost, tuple(renamed.items()))
+    return Comparison(tally.checks, lost, tuple(renamed.items()), tally.notes)
 
 
 class _Tally:
@@ -216,6 +236,15 @@ class _Tally:
         self._limits = limits
         self._precision = precision
         self._worst: dict[tuple[str, str], Check] = {}
+        self._faint: dict[str, float] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(
+            f"On these inputs '{name}' stays below {peak:.1g}, near what its runtime resolves; "
+            "compare on real ones:  --samples inputs.npz"
+            for name, peak in self._faint.items()
+        )
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -227,7 +256,9 @@ class _Tally:
         if held is None or _worse(check, held):
             self._worst[key] = check
 
-    def judge(self, name: str, expected: Array, got: Array, label: str) -> None:
+    def judge(
+        self, name: str, expected: Array, got: Array, label: str, resolution: float = 0.0
+    ) -> None:
         """Shape and dtype contract, then the numbers where shapes allow it."""
         same_shape = expected.shape == got.shape
         shapes = label if same_shape else f"{label}: {got.shape}, not {expected.shape}"
@@ -238,20 +269,25 @@ class _Tally:
         dtypes = label if same_dtype else f"{label}: {got.dtype}, not {expected.dtype}"
         self.add(Check(name, "dtype", float(not same_dtype), 0.0, same_dtype, dtypes))
         if same_shape and _is_real(expected) and _is_real(got):
-            self._judge_real(name, expected, got, label)
+            self._judge_real(name, expected, got, label, resolution)
         elif same_shape:
             share = metrics.agreement(expected, got)
             limit = self._limits.top1
             self.add(Check(name, "agreement", share, limit, share >= limit, label))
 
-    def _judge_real(self, name: str, expected: Array, got: Array, label: str) -> None:
+    def _judge_real(
+        self, name: str, expected: Array, got: Array, label: str, resolution: float
+    ) -> None:
         limits = self._limits
         bad = metrics.nonfinite_count(expected, got)
         self.add(Check(name, "nonfinite", float(bad), 0.0, bad == 0, label))
         finite = np.isfinite(expected.astype(np.float64)) & np.isfinite(got.astype(np.float64))
         reference = np.where(finite, expected, 0).astype(np.float64)
         candidate = np.where(finite, got, 0).astype(np.float64)
+        candidate = np.where(np.abs(candidate - reference) <= resolution, reference, candidate)
         peak = float(np.max(np.abs(reference), initial=0.0))
+        if 0.0 < peak < resolution * _TELLING:
+            self._faint[name] = max(peak, self._faint.get(name, 0.0))
         worst = metrics.max_abs(reference, candidate)
         allowed = limits.max_abs * peak if peak > limits.floor else limits.floor
         self.add(Check(name, "max_abs", worst, allowed, worst <= allowed, label))
@@ -263,6 +299,9 @@ class _Tally:
             share = metrics.top1_agreement(reference, candidate, margin=2 * allowed)
             self.add(Check(name, "top1_agreement", share, limits.top1, share >= limits.top1, label))
 
+
+_TELLING = 1e3
+"""An output this many times larger than its resolution is compared to three digits."""
 
 _FLOAT_OF = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 _LOWER_IS_BETTER = ("max_abs", "nonfinite", "shape", "dtype", "name", "runs", "output_count")
@@ -278,59 +317,6 @@ def _worse(check: Check, held: Check) -> bool:
     if check.metric in _LOWER_IS_BETTER:
         return check.value > held.value
     return check.value < held.value
-
-
-def lost_dimensions(
-    reference: Sequence[TensorSpec], candidate: Sequence[TensorSpec]
-) -> tuple[str, ...]:
-    """Dynamic dimensions of the reference's inputs that the candidate's specs fix."""
-    fixed = {spec.name: spec.shape for spec in candidate}
-    lost = []
-    for spec in reference:
-        shape = fixed.get(spec.name, ())
-        if len(shape) == len(spec.shape):
-            pairs = zip(spec.shape, shape, strict=True)
-            lost += [
-                f"{spec.name}.{a}" for a, b in pairs if isinstance(a, str) and isinstance(b, int)
-            ]
-    return tuple(lost)
-
-
-def accepts(specs: Sequence[TensorSpec], feeds: Feeds) -> bool:
-    """Whether feeds fit the fixed dimensions of specs; names are matched, else order."""
-    arrays = list(feeds.values())
-    for index, spec in enumerate(specs):
-        array = feeds.get(spec.name, arrays[index] if index < len(arrays) else None)
-        if array is None or array.ndim != len(spec.shape):
-            continue
-        pairs = zip(spec.shape, array.shape, strict=True)
-        if any(isinstance(size, int) and size != actual for size, actual in pairs):
-            return False
-    return True
-
-
-def fit_feeds(feeds: Feeds, source: Sequence[TensorSpec], target: Sequence[TensorSpec]) -> Feeds:
-    """Feeds for a model with other input names or dtypes: by name, else by order; values cast."""
-    names = [spec.name for spec in target]
-    if set(names) <= set(feeds):
-        chosen = {name: feeds[name] for name in names}
-    else:
-        ordered = [feeds[spec.name] for spec in source if spec.name in feeds] or list(
-            feeds.values()
-        )
-        chosen = dict(zip(names, ordered, strict=False))
-    dtypes = {spec.name: spec.dtype for spec in target}
-    return {name: _cast(array, dtypes[name]) for name, array in chosen.items()}
-
-
-def _cast(array: Array, dtype: str) -> Array:
-    if array.dtype.name == dtype:
-        return array
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return array.astype(ml_dtypes.bfloat16)
-    return array.astype(dtype)
 
 
 def label_of(feeds: Feeds) -> str:

@@ -110,19 +110,23 @@ def _torch() -> Iterable[System]:
     )
 
 
-_SILERO = "silero"
-"""Stands for sound with a sample rate the network knows; see `samples_of`."""
+_SILERO, _LINES = "silero", "lines"
+"""Inputs other than random ones of any size; see `samples_of`."""
 
 
 def samples_of(text: str, folder: Path) -> Path:
-    """Writes the inputs that a system needs instead of random ones."""
+    """Writes inputs that a system asks for: sound at a rate it knows, lines of text 48 high."""
     import numpy as np
 
     generator = np.random.default_rng(3)
-    for number, batch in enumerate((1, 3, 2)):
-        sound = generator.uniform(-0.5, 0.5, (batch, 512)).astype(np.float32)
-        np.savez(folder / f"{text}{number}.npz", x=sound, sr=np.asarray(16000))
-    return folder / f"{text}1.npz"
+    if text == _SILERO:
+        sound = generator.uniform(-0.5, 0.5, (2, 512)).astype(np.float32)
+        arrays = {"x": sound, "sr": np.asarray(16000)}
+    else:
+        arrays = {"x": generator.uniform(-1, 1, (2, 3, 48, 192)).astype(np.float32)}
+    path = folder / f"{text}.npz"
+    np.savez(path, **arrays)
+    return path
 
 
 def _checkpoint(name: str) -> System:
@@ -158,7 +162,10 @@ def _onnx() -> Iterable[System]:
     }
     for name, find in files.items():
         # Copied, because results and manifests go beside a source.
-        yield System(name, "onnx", lambda folder, f=find: _copied(f(), folder), targets=_FOR_ONNX)
+        arguments = {"samples": _LINES} if name == "rapidocr rec" else {}
+        yield System(
+            name, "onnx", lambda folder, f=find: _copied(f(), folder), None, arguments, _FOR_ONNX
+        )
 
 
 def _without(target: str) -> tuple[str, ...]:

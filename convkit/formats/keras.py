@@ -104,7 +104,7 @@ def _unsaid(artifact: Artifact) -> Any:
 keras = Format(
     name="keras",
     suffixes=(".keras", ".h5", ".hdf5"),
-    needs=(Package("tensorflow", "tensorflow"), Package("keras", "tensorflow")),
+    needs=(Package("tensorflow", "savedmodel"), Package("keras", "savedmodel")),
     matches=_matches,
     describe=_describe,
     open=_open,

@@ -105,10 +105,15 @@ def inputs_of(config: Config) -> tuple[TensorSpec, ...]:
 
 
 def outputs_of(config: Config) -> tuple[TensorSpec, ...]:
-    """What the model gives, by the names of its output layers; shapes take a run to know."""
+    """What the model gives: by the keys of a dictionary, else by the names of its output layers.
+
+    Shapes take a run to know.
+    """
     layers = layers_of(config)
     if is_functional(config):
-        names = _distinct(_ends(config["config"]["output_layers"]))
+        ends = config["config"]["output_layers"]
+        keys = list(_keys(ends)) if isinstance(ends, Mapping) else []
+        names = [".".join(path) for path in keys] or _distinct(_ends(ends))
     else:
         names = [name_of(layers[-1])] if is_sequential(config) and layers else []
     return tuple(TensorSpec(name, "float32", (ANY_RANK,)) for name in names)
@@ -204,11 +209,27 @@ def _ends(written: Any) -> list[str]:
     """Layer names of `input_layers` or `output_layers`: [name, 0, 0], lists and dictionaries."""
     if isinstance(written, Mapping):
         return [name for key in sorted(written) for name in _ends(written[key])]
+    if _is_end(written):
+        return [written[0]]
     if isinstance(written, list | tuple):
-        if len(written) >= 3 and isinstance(written[0], str) and isinstance(written[1], int):
-            return [written[0]]
         return [name for entry in written for name in _ends(entry)]
     return []
+
+
+def _is_end(written: Any) -> bool:
+    """Whether this is [layer, node, tensor]."""
+    is_list = isinstance(written, list | tuple) and len(written) >= 3
+    return is_list and isinstance(written[0], str) and isinstance(written[1], int)
+
+
+def _keys(written: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where each end lies in a nest of dictionaries and lists, in the order they were written."""
+    if _is_end(written):
+        yield path
+        return
+    parts = written.items() if isinstance(written, Mapping) else enumerate(written)
+    for key, entry in parts:
+        yield from _keys(entry, (*path, str(key)))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from convkit.errors import (
 )
 from convkit.formats.onnx_header import Header, read_header
 from convkit.formats.onnx_load_error import load_error, plain
+from convkit.formats.onnx_resolution import resolution_of
 from convkit.formats.onnx_types import ANY_RANK, ELEMENT_NAMES
 from convkit.onnx_external import check_external
 from convkit.protobuf import encode_bytes
@@ -67,6 +68,7 @@ class SessionRunner(Runner):
         self.inputs = header.inputs
         declared = header.outputs + tuple(TensorSpec(name, "unknown", ()) for name in expose)
         self.outputs = tuple(map(_completed, declared, self._session.get_outputs()))
+        self.resolution = resolution_of(artifact.path)
         self._optional = {arg.name for arg in self._session.get_overridable_initializers()}
         self._is_plain = all(
             spec.dtype in _RUNTIME_TYPES.values() and spec.dtype != "bfloat16"

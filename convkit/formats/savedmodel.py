@@ -129,7 +129,7 @@ def _checked(path: Path, opening: Opening, meta: MetaGraph) -> Signature:
 savedmodel = Format(
     name="savedmodel",
     suffixes=("",),
-    needs=(Package("tensorflow", "tensorflow"),),
+    needs=(Package("tensorflow", "savedmodel"),),
     matches=_matches,
     describe=_describe,
     open=_open,

@@ -121,7 +121,7 @@ def _checked(file: GraphFile, opening: Opening) -> tuple[tuple[Port, ...], tuple
 tf_frozen = Format(
     name="tf_frozen",
     suffixes=(".pb", ".meta"),
-    needs=(Package("tensorflow", "tensorflow"),),
+    needs=(Package("tensorflow", "savedmodel"),),
     matches=_matches,
     describe=_describe,
     open=_open,
