@@ -20,6 +20,7 @@ from convkit.step import Feeds, Sizes
 
 BATCH_NAMES = ("batch", "batch_size", "n")
 _SPATIAL = ("height", "width", "depth", "h", "w")
+_CHANNELS = (1, 3, 4)
 _BATCHES = (1, 3, 2, 4, 8, 12, 16, 1, 3, 2)
 _LENGTHS = (16, 12, 7, 16, 11, 24, 32, 128, 640, 1601)
 _SIDES = (64, 96, 67, 128, 160, 224, 256, 512, 640, 448)
@@ -103,14 +104,31 @@ def _sizes(specs: Sequence[TensorSpec], batch: int, length: int, side: int, step
     """One set; lengths and sides grow by `step` times their least difference from name to name."""
     batches = batch_names(specs)
     others = [name for name in dynamic_names(specs) if name not in batches]
-    sides = [name for name in others if is_spatial(name)]
-    lengths = [name for name in others if not is_spatial(name) and not _INVENTED.search(name)]
+    images = _image_sides(specs)
+    sides = [name for name in others if is_spatial(name) or name in images]
+    lengths = [name for name in others if name not in sides and not _INVENTED.search(name)]
     return (
         dict.fromkeys(others, length)
         | {name: length + step * _LENGTH_STEP * i for i, name in enumerate(lengths)}
         | {name: side + step * _SIDE_STEP * i for i, name in enumerate(sides)}
         | dict.fromkeys(batches, batch)
     )
+
+
+def _image_sides(specs: Sequence[TensorSpec]) -> set[str]:
+    """Dynamic dimensions beside one, three or four channels: sides of an image by their place."""
+    sides: set[str] = set()
+    for spec in specs:
+        if len(spec.shape) != 4 or not spec.dtype.startswith(("float", "uint8")):
+            continue
+        if spec.shape[1] in _CHANNELS:
+            places = spec.shape[2:]
+        elif spec.shape[3] in _CHANNELS:
+            places = spec.shape[1:3]
+        else:
+            continue
+        sides |= {size for size in places if isinstance(size, str) and not is_batch(size)}
+    return sides
 
 
 def batch_names(specs: Sequence[TensorSpec]) -> set[str]:

@@ -108,7 +108,7 @@ def any_size() -> Any:
 
 
 def two_heads() -> Any:
-    """Two inputs; three outputs, one of them given twice."""
+    """Two inputs; three outputs of a dictionary whose order is not the alphabet's."""
     keras = import_keras()
     layers = keras.layers
     left, right = keras.Input((4,), name="zeta"), keras.Input((6,), name="alpha")

@@ -157,3 +157,10 @@ def test_specs_written_otherwise_are_refused(text: str) -> None:
 
 def test_json_of_a_spec_keeps_names_of_dimensions() -> None:
     assert json.loads(json.dumps(IDS.to_json()))["shape"] == ["batch", "sequence"]
+
+
+def test_dimensions_beside_the_channels_of_an_image_are_sides_whatever_their_names() -> None:
+    for shape in (("n", 3, "x_dim2", "q"), ("n", "x_dim2", "q", 3)):
+        sets = list(samples.shape_sets([TensorSpec("x", "float32", shape)]))
+        assert all(sizes["x_dim2"] >= 64 and sizes["q"] >= 64 for sizes in sets)
+        assert sets[0]["x_dim2"] != sets[0]["q"]

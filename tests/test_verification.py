@@ -212,3 +212,24 @@ def test_limits_loosen_as_precision_falls() -> None:
 def test_toy_runner_is_a_runner() -> None:
     with toy.ToyRunner(2.0) as runner:
         assert runner({"x": np.ones((1, 4), np.float32)})["y"].sum() == 8
+
+
+def test_inputs_at_which_every_output_is_empty_serve_only_if_no_other_does() -> None:
+    recording = recorded(lambda x: {"y": x[: len(x) // 2]})
+    assert [len(feeds["x"]) for feeds in recording.samples] == [3, 2, 4]
+    never = recorded(lambda x: {"y": x[:0]})
+    assert [len(feeds["x"]) for feeds in never.samples] == [1, 3, 2]
+
+
+def test_a_difference_below_what_the_runtime_resolves_says_nothing_and_is_noted() -> None:
+    class Coarse(Computing):
+        resolution = {"y": 2.0**-22}  # noqa: RUF012
+
+    runner = Coarse(lambda x: {"y": np.full_like(x, 1e-5)})
+    recording = verification.record(runner, [{"x": np.ones((2, 4), np.float32)}], 1)
+    near = Computing(lambda x: {"y": np.full_like(x, 1e-5 + 2e-7)})
+    far = Computing(lambda x: {"y": np.full_like(x, 1.1e-5)})
+    comparison = verification.compare(recording, near, Precision.FP32)
+    assert comparison.passed
+    assert "'y' stays below 1e-05" in comparison.notes[0]
+    assert not verification.compare(recording, far, Precision.FP32).passed

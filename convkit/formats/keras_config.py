@@ -227,8 +227,9 @@ def _keys(written: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
     if _is_end(written):
         yield path
         return
-    parts = written.items() if isinstance(written, Mapping) else enumerate(written)
-    for key, entry in parts:
+    if isinstance(written, list | tuple):
+        written = dict(enumerate(written))
+    for key, entry in written.items() if isinstance(written, Mapping) else ():
         yield from _keys(entry, (*path, str(key)))
 
 

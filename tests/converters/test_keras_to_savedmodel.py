@@ -76,6 +76,17 @@ def test_names_and_order_are_kept_beside_the_model(tmp_path: Path) -> None:
     assert order["outputs"] == [spec.name for spec in artifact.outputs]
 
 
+def test_outputs_of_a_dictionary_carry_their_own_tensors(tmp_path: Path) -> None:
+    artifact = converted(tf_models.save_keras("two_heads", tmp_path), tmp_path / "saved")
+    assert [spec.name for spec in artifact.outputs] == ["score", "label", "raw"]
+    with savedmodel.open(artifact) as runner:  # type: ignore[misc]
+        feeds = samples.draw(artifact.inputs, {"batch": 3}, 0)
+        outputs = runner(feeds)
+    expected = tf_models.keras_model("two_heads")(list(feeds.values()))
+    for name, tensor in expected.items():
+        assert float(np.abs(outputs[name] - tensor.numpy()).max()) < _FP32, name
+
+
 def test_names_that_are_no_python_names_are_kept(tmp_path: Path) -> None:
     keras = import_keras()
     inputs = keras.Input((4,), name="net.pixels-in")

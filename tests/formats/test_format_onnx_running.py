@@ -176,3 +176,20 @@ def test_string_inputs_need_samples(tmp_path: Path) -> None:
 def test_every_refusal_ends_with_the_exit_code_of_its_kind() -> None:
     assert (ModelError.exit_code, UnsafeError.exit_code, SamplesError.exit_code) == (5, 9, 2)
     assert issubclass(UnsupportedError, ConvkitError)
+
+
+def test_a_sigmoid_is_known_to_be_no_more_exact_than_the_runtime_computes_it(
+    tmp_path: Path,
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 18]>
+    g (float[N] x) => (float[N] y, float[N] z) { s = Sigmoid(x)  y = Identity(s)  z = Tanh(x) }"""
+    import onnx
+
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    x = np.linspace(-20, 20, 100_001).astype(np.float32)
+    with open_model(tmp_path / "m.onnx") as runner:
+        exact = 1 / (1 + np.exp(-x.astype(np.float64)))
+        error = np.abs(runner({"x": x})["y"] - exact).max()
+        assert set(runner.resolution) == {"y"}
+        # The bound holds, and is no looser than twice the truth.
+        assert error <= runner.resolution["y"] <= 2 * error

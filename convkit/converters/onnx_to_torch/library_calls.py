@@ -33,12 +33,19 @@ def emit_call(scope: Scope, node: ir.Node) -> bool:
     ]
     for name, value in call.keywords.items():
         arguments.append(f"{name}={_keyword(scope, node, name, value, name in call.dtypes)}")
-    if call.counts and call.output_count != 1:
+    if call.counts and call.output_count != _usual_count(function):
         arguments.append(f"output_count={call.output_count}")
     code = f"{scope.context.function(function)}({', '.join(arguments)})"
     is_tuple = not call.counts and str(function.__annotations__.get("return")).startswith("tuple")
     scope.assign(node, code, call.output_count if call.counts else None, is_tuple)
     return True
+
+
+@functools.cache
+def _usual_count(function: Callable[..., Any]) -> int:
+    """How many outputs the function gives unless told."""
+    default = inspect.signature(function).parameters["output_count"].default
+    return default if isinstance(default, int) else 0
 
 
 @functools.cache
