@@ -8,7 +8,6 @@ import importlib
 import importlib.metadata
 import os
 import pkgutil
-import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from convkit import factory_name
 from convkit.artifact import Artifact, Opening, Precision
 from convkit.errors import ModelError, NoRouteError, UnknownNameError, UsageError
 from convkit.step import Converter, Format, Package, Pass, Step
 
 _ROOMS = ("formats", "converters", "passes")
-_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 MISSING_COST = 100.0
 """What a step with a missing package costs more, so that a route that works here is preferred."""
@@ -267,11 +266,11 @@ def _detect(
             hint=f"Download it first:  hf download {text[5:]} --local-dir {Path(text).name}",
         )
     path = Path(text).expanduser()
-    _check_not_file_of_factory(text)
-    if not path.exists() and _FACTORY.fullmatch(text):
-        file, key = split_weights(weights)
+    factory_name.check_is_no_file(text)
+    if not path.exists() and factory_name.is_one(text):
+        file, key = factory_name.split_weights(weights)
         opening = replace(opening, factory=text, weights_key=key)
-        path = _existing(file) if file else module_file(text)
+        path = _existing(file) if file else factory_name.module_file(text)
     elif weights is not None:
         raise UsageError(
             f"--weights goes with a factory, but {text} is a path.",
@@ -315,56 +314,6 @@ def opening_of(
         input_names=tuple(input_names),
         output_names=tuple(output_names),
         trust=trust,
-    )
-
-
-def split_weights(weights: str | Path | None) -> tuple[Path | None, str | None]:
-    """`FILE` or `FILE:KEY` as (path, key); a colon inside an existing file's name is kept."""
-    text = str(weights) if weights is not None else ""
-    if not text:
-        return None, None
-    if Path(text).exists() or ":" not in text:
-        return Path(text).expanduser(), None
-    file, _, key = text.rpartition(":")
-    return Path(file).expanduser(), key
-
-
-def module_file(factory: str) -> Path:
-    """The source file of a factory's module, found without importing the module itself.
-
-    Raises:
-        ModelError: there is no such module.
-    """
-    import importlib.util
-    import sys
-
-    module = factory.partition(":")[0]
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError as cause:
-        raise _no_module(module) from cause
-    if spec is None or spec.origin is None:
-        raise _no_module(module)
-    return Path(spec.origin)
-
-
-def _check_not_file_of_factory(text: str) -> None:
-    """Explains `nets.py:build`, where `nets:build` is meant. Raises UsageError."""
-    file, _, factory = text.rpartition(":")
-    if file.endswith(".py") and factory.isidentifier() and Path(file).is_file():
-        raise UsageError(
-            f"{text} names a factory by its file; it is named by its module.",
-            hint=f"In the folder {Path(file).parent.absolute()}:  {Path(file).stem}:{factory}",
-        )
-
-
-def _no_module(module: str) -> ModelError:
-    return ModelError(
-        f"There is no Python module {module}.",
-        why=f"Searched in {Path.cwd()} and the installed packages.",
-        hint="Run from the folder that holds it, or set PYTHONPATH.",
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
-from convkit.errors import ModelError, SamplesError
+from convkit.errors import ModelError, SamplesError, UnsupportedError
 from convkit.tensorflow_signature import Port
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def draw_example(
         )
     kinds = ("int", "uint", "float") if looks_up else ("int", "uint")
     ids = [spec.name for spec in specs if spec.dtype.startswith(kinds)]
-    ranges = input_ranges(frozen(), ids) if ids else {}
+    ranges: dict[str, tuple[float, float]] = {}
+    with contextlib.suppress(UnsupportedError):  # without a frozen graph nothing is known of ids
+        ranges = input_ranges(frozen(), ids) if ids else {}
     feeds = dict(draw(specs, sizes, seed, ranges))
     for spec in specs:
         if spec.name.lower().endswith("mask"):

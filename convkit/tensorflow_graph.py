@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import TensorSpec
-from convkit.errors import SamplesError, StepError
+from convkit.errors import SamplesError, StepError, UnsupportedError
 from convkit.tensorflow_ends import graph_file, named_ends, with_spec
 from convkit.tensorflow_feeds import arranged
 from convkit.tensorflow_import import import_tensorflow
 from convkit.tensorflow_inlining import check_size, frozen_graph_def, variable_bytes
+from convkit.tensorflow_proto import node_of
 from convkit.tensorflow_session import (
     SavedModelSession,
     checkpoint_session,
@@ -112,6 +113,7 @@ def freeze_saved_model(path: Path, signature: str | None = None) -> FrozenGraph:
     Raises:
         ModelError: it is missing, damaged, or lacks its variables.
         UnknownNameError, UsageError: which signature is meant cannot be told.
+        UnsupportedError: it changes variables while it runs, so they are no constants.
     """
     with SavedModelSession(path, signature) as opened:
         chosen = opened.signature
@@ -170,6 +172,7 @@ def freeze_keras(model: Any, inputs: Sequence[TensorSpec] = ()) -> FrozenGraph:
 
     Raises:
         InputsUnknownError: nothing says what the model takes.
+        UnsupportedError: it looks values up in hash tables, which are no constants.
     """
     from convkit.tensorflow_keras import keras_function
 
@@ -180,7 +183,24 @@ def freeze_keras(model: Any, inputs: Sequence[TensorSpec] = ()) -> FrozenGraph:
 
     check_size(model.name, sum(variable_bytes(v.dtype, v.shape) for v in model.weights))
     frozen, graph_def = convert(function, lower_control_flow=False, aggressive_inlining=True)
+    if len(frozen.inputs) > len(taken):
+        tables = {node_of(tensor.name) for tensor in frozen.inputs[len(taken) :]}
+        raise _holds_tables(model.name, graph_def, tables)
     return FrozenGraph(graph_def, _ports(taken, frozen.inputs), _ports(given, frozen.outputs))
+
+
+def _holds_tables(name: str, graph_def: Any, tables: set[str]) -> UnsupportedError:
+    readers = [
+        f"{node.op} in {node.name}"
+        for node in graph_def.node
+        if any(node_of(given) in tables for given in node.input)
+    ]
+    return UnsupportedError(
+        f"The Keras model {name} looks values up in hash tables, which no frozen graph holds.",
+        why=readers[:5],
+        hint="Look them up before the model, and give it the numbers.",
+        nodes=readers,
+    )
 
 
 def _ports(specs: Sequence[TensorSpec], tensors: Sequence[Any]) -> tuple[Port, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convkit.errors import UnsupportedError
@@ -11,6 +12,9 @@ from convkit.tensorflow_import import import_tensorflow
 from convkit.tensorflow_proto import node_of
 
 _MAX_BYTES = 1 << 31
+_WRITES = re.compile(
+    r"^(Assign(Add|Sub)?VariableOp|ResourceScatter(Nd)?(Add|Sub|Mul|Div|Min|Max|Update))$"
+)
 
 
 def frozen_graph_def(
@@ -25,6 +29,9 @@ def frozen_graph_def(
 
     Returns:
         The GraphDef, and the tensors of its placeholders in the order of `inputs`.
+
+    Raises:
+        UnsupportedError: it changes variables, or has too many.
     """
     tf = import_tensorflow()
     from tensorflow.python.framework.convert_to_constants import (
@@ -36,9 +43,32 @@ def frozen_graph_def(
     placeholders = [_cut(graph_def, session.graph, tensor) for tensor in inputs]
     kept = list(dict.fromkeys((*outputs, *map(node_of, placeholders))))
     needed = tf.compat.v1.graph_util.extract_sub_graph(graph_def, kept).node
+    _refuse_writes(graph_def, needed)
     check_size("The graph", sum(_bytes_of(session.graph, node) for node in needed))
     plain = convert(session, graph_def, kept)
     return (_inlined(plain, kept) if plain.library.function else plain), placeholders
+
+
+def _refuse_writes(graph_def: Any, needed: Iterable[Any]) -> None:
+    """Refuses variables that change while the graph runs: as constants they would not."""
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    waiting, seen, found = [list(needed)], set(), []
+    while waiting:
+        for node in waiting.pop():
+            if _WRITES.match(node.op):
+                found.append(f"{node.op} in {node.name}")
+            called = [f.name for v in node.attr.values() for f in (v.func, *v.list.func)]
+            for name in (node.op, *called):
+                if name in functions and name not in seen:
+                    seen.add(name)
+                    waiting.append(functions[name].node_def)
+    if found:
+        raise UnsupportedError(
+            "This TensorFlow graph changes variables while it runs, so it cannot be frozen.",
+            why=found[:5],
+            hint="Give the state as an input and return its new value as an output.",
+            nodes=found,
+        )
 
 
 def check_size(what: str, weight_bytes: int) -> None:

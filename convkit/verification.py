@@ -284,17 +284,19 @@ class _Tally:
         finite = np.isfinite(expected.astype(np.float64)) & np.isfinite(got.astype(np.float64))
         reference = np.where(finite, expected, 0).astype(np.float64)
         candidate = np.where(finite, got, 0).astype(np.float64)
-        candidate = np.where(np.abs(candidate - reference) <= resolution, reference, candidate)
         peak = float(np.max(np.abs(reference), initial=0.0))
         if 0.0 < peak < resolution * _TELLING:
             self._faint[name] = max(peak, self._faint.get(name, 0.0))
         worst = metrics.max_abs(reference, candidate)
-        allowed = limits.max_abs * peak if peak > limits.floor else limits.floor
+        allowed = max(limits.max_abs * peak if peak > limits.floor else limits.floor, resolution)
         self.add(Check(name, "max_abs", worst, allowed, worst <= allowed, label))
+        resolved = np.where(np.abs(candidate - reference) <= resolution, reference, candidate)
         is_noise = max(peak, worst) <= limits.floor
         for metric, limit in (("cosine", limits.cosine), ("sqnr_db", limits.sqnr_db)):
-            value = getattr(metrics, metric)(reference, candidate)
-            self.add(Check(name, metric, value, limit, value >= limit or is_noise, label))
+            measure = getattr(metrics, metric)
+            value = measure(reference, candidate)
+            passed = value >= limit or is_noise or measure(reference, resolved) >= limit
+            self.add(Check(name, metric, value, limit, passed, label))
         if expected.ndim >= 2 and expected.shape[-1] > 1:
             share = metrics.top1_agreement(reference, candidate, margin=2 * allowed)
             self.add(Check(name, "top1_agreement", share, limits.top1, share >= limits.top1, label))

@@ -184,8 +184,8 @@ def test_every_format_found_can_be_reached_or_left() -> None:
 
 
 def test_weights_may_name_a_key_inside(tmp_path: Path) -> None:
-    assert graphs.split_weights("w.pt:model_state") == (Path("w.pt"), "model_state")
-    assert graphs.split_weights("w.pt") == (Path("w.pt"), None)
+    assert factory_name.split_weights("w.pt:model_state") == (Path("w.pt"), "model_state")
+    assert factory_name.split_weights("w.pt") == (Path("w.pt"), None)
     colon = tmp_path / "a:b"
     colon.touch()
-    assert graphs.split_weights(str(colon)) == (colon, None)
+    assert factory_name.split_weights(str(colon)) == (colon, None)
