@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_contract import encoder_folder, traced_network
+from test_contract import encoder_folder, linear_graph, saved_module, traced_network
 
 from convkit import pipeline
 from convkit import recipe as recipes
@@ -15,12 +15,14 @@ _FOLDER = Path(__file__).parent.parent / "recipes"
 _ALL = sorted(_FOLDER.glob("*.yaml"))
 
 
+_MAKERS = {"network.pt": traced_network, "network.onnx": linear_graph, "exported": saved_module}
+
+
 def beside_its_model(recipe: Path, folder: Path) -> Path:
     """A copy of the recipe next to the model it names."""
     copy = Path(shutil.copy(recipe, folder))
     named = recipes.read(copy).model
-    make = traced_network if named.endswith(".pt") else encoder_folder
-    make(folder).rename(folder / named)
+    _MAKERS.get(Path(named).name, encoder_folder)(folder).rename(folder / named)
     return copy
 
 
