@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact
 from convkit.errors import UsageError
 from convkit.exposing import Exposed, ExposedGraph, ExposedNetwork
 from convkit.module_scopes import module_values
 from convkit.step import Feeds
+
+if TYPE_CHECKING:
+    from convkit.exposing_program import ExposedProgram
+    from convkit.exposing_source import ExposedSource
 
 _TENSORFLOW = ("keras", "savedmodel", "tf_frozen")
 
@@ -81,19 +85,25 @@ def _to_onnx(
 
 def _from_onnx(graph: ExposedGraph, candidate: Artifact, load: Load) -> Pair | None:
     if candidate.format == "torch":
-        from convkit.exposing_program import ExposedProgram, named_nodes
-
-        network = load(candidate)
-        if not named_nodes(network):
-            return None
-        program = ExposedProgram(network)
-        return Pair(graph, program, _same(graph, program.names), graph_is_reference=True)
+        made = _from_torch(load(candidate), candidate)
+        return Pair(graph, made, _same(graph, made.names), True) if made is not None else None
     if candidate.format == "savedmodel":
         from convkit.exposing_tensorflow import ExposedTensorFlow
 
         model = ExposedTensorFlow(candidate, load)
         return Pair(graph, model, _same(graph, model.tensors), graph_is_reference=True)
     return None
+
+
+def _from_torch(network: Any, candidate: Artifact) -> ExposedProgram | ExposedSource | None:
+    """A PyTorch network that was made from ONNX; None for others."""
+    from convkit.exposing_program import ExposedProgram, named_nodes
+    from convkit.exposing_source import ExposedSource
+    from convkit.formats.torch_source import is_source_folder
+
+    if is_source_folder(candidate.path):
+        return ExposedSource(network, candidate.path)
+    return ExposedProgram(network) if named_nodes(network) else None
 
 
 def _same(graph: ExposedGraph, keys: Any) -> dict[str, str]:

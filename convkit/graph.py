@@ -267,7 +267,7 @@ def _detect(
         )
     path = Path(text).expanduser()
     factory_name.check_is_no_file(text)
-    if not path.exists() and factory_name.is_one(text):
+    if not path.exists() and factory_name.matches(text):
         file, key = factory_name.split_weights(weights)
         opening = replace(opening, factory=text, weights_key=key)
         path = _existing(file) if file else factory_name.module_file(text)

@@ -139,6 +139,7 @@ def _lower_opset(header: Header, before: int, after: int) -> str:
     model = onnx.load(str(path), load_external_data=False)
     is_same = all(means_the_same(node, before, after) for _, node in _nodes(model))
     if is_same and _is_valid_at(model, after):
+        _check_restamped(model, path, before, after)
         return _restamped(model, header, after)
     _save(_converted(model, path, before, after), path)
     return "converted"
@@ -152,6 +153,16 @@ def _restamped(model: Any, header: Header, opset: int) -> str:
         _restamp(imports, opset)
     _save(model, header.path)
     return "restamped"
+
+
+def _check_restamped(model: Any, path: Path, before: int, after: int) -> None:
+    """What `_check_result` raises for the model with its number changed alone."""
+    weights = _take_weights(model)
+    changed = type(model).FromString(model.SerializeToString())
+    for imports in (changed.opset_import, *(body.opset_import for body in changed.functions)):
+        _restamp(imports, after)
+    _check_result(model, changed, path, before, after)
+    _return_weights(model, weights)
 
 
 def _restamp(imports: Any, version: int) -> None:
@@ -189,11 +200,13 @@ def _converted(model: Any, path: Path, before: int, after: int) -> Any:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     weights = _take_weights(model)
+    original = type(model).FromString(model.SerializeToString())
     try:
         result = lowered(model, after)
         _check_nodes(result)
     except NoOlderForm as cause:
         raise _no_way_down(path, cause.nodes, before, after) from cause
+    _check_result(original, result, path, before, after)
     _return_weights(result, weights)
     return result
 
@@ -212,6 +225,38 @@ def _check_nodes(model: Any) -> None:
     for _, node in _nodes(model):
         if not any(attribute.HasField("g") for attribute in node.attribute):
             onnx.checker.check_node(node, context)
+
+
+def _check_result(original: Any, result: Any, path: Path, before: int, after: int) -> None:
+    """The whole model's types and shapes, where the original passes that.
+
+    Raises:
+        UnsupportedError: an operator of the older opset does not take what it is given.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(result, full_check=True)
+    except Exception as cause:  # the checker and shape inference share no better base
+        if not _is_sound(original):
+            return
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise UnsupportedError(
+            f"{path.name} cannot go from opset {before} to {after}: "
+            f"opset {after} does not have all of its types.",
+            why=lines[:3],
+            hint=f"Export the model again at opset {after}:  --opset {after}",
+        ) from cause
+
+
+def _is_sound(model: Any) -> bool:
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception:
+        return False
+    return True
 
 
 def _take_weights(model: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -22,6 +22,9 @@ from convkit.recording import Recorder
 from convkit.report import Report, StepReport
 from convkit.step import Step
 from convkit.workspace import workspace
+
+
+_SHOWN_REFUSALS = 3
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,6 @@ def run(
             checks=[check.to_json() for check in reports[-1].checks], verified=recipe.verify
         )
         place.publish(current.path)
-        refused = [f"The source model itself refuses {text}" for text in recording.refused]
         return Report(
             source=job.source,
             artifact=final,
@@ -123,11 +125,20 @@ def run(
             samples=tuple(verification.label_of(feeds) for feeds in recording.samples),
             seconds=time.perf_counter() - started,
             peak_rss_mib=peak,
-            notes=tuple(refused),
+            notes=_refusals(recording.refused),
             verified=recipe.verify,
             size_bytes=final.size_bytes(),
             source_size_bytes=size,
         )
+
+
+def _refusals(refused: Sequence[str]) -> tuple[str, ...]:
+    """At most three lines on inputs that the source itself does not take."""
+    shown = refused if len(refused) <= _SHOWN_REFUSALS else refused[: _SHOWN_REFUSALS - 1]
+    lines = [f"The source model itself refuses {text}" for text in shown]
+    if len(refused) > len(shown):
+        lines.append(f"... and {len(refused) - len(shown)} further shapes.")
+    return tuple(lines)
 
 
 def _loaded_by(step: Step) -> list[str]:

@@ -25,6 +25,9 @@ _UNSIGNED = 1 << 64
 _SIGN = 1 << 63
 
 Buffer = mmap.mmap | bytes
+Span = tuple[int, int]
+"""Where a value begins and ends."""
+
 Field = tuple[int, int, int, int]
 """Field number, wire type, where the value begins, and where it ends (BYTES and fixed types) or
 the number itself (VARINT)."""
@@ -99,6 +102,22 @@ def spans(data: Buffer, start: int, end: int) -> dict[int, list[tuple[int, int]]
         if kind == BYTES:
             found.setdefault(number, []).append((begin, stop))
     return found
+
+
+def lone_spans(data: Buffer, start: int, end: int, *numbers: int) -> dict[int, Span]:
+    """Where these fields of a message lie, each of which comes once at most.
+
+    SECURITY: Protocol Buffers merges submessages that come twice. No writer does so, and a reader
+    that took one of them would judge another model than the one that is run.
+
+    Raises:
+        WireError: as `fields`; or one of them comes twice.
+    """
+    found = spans(data, start, end)
+    for number in numbers:
+        if len(found.get(number, ())) > 1:
+            raise WireError(found[number][1][0], f"field {number} comes twice")
+    return {number: places[-1] for number, places in found.items()}
 
 
 def varint(data: Buffer, at: int, end: int) -> tuple[int, int]:

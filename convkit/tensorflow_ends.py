@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convkit.errors import ModelError, UnknownNameError
-from convkit.protobuf import BYTES, Buffer, fields, mapped, spans
+from convkit.protobuf import BYTES, Buffer, fields, lone_spans, mapped, spans
 from convkit.tensorflow_proto import (
     ANY_RANK,
     Graph,
@@ -27,7 +27,7 @@ from convkit.tensorflow_proto import (
     shape_attribute,
     text,
 )
-from convkit.tensorflow_signature import Port, saver_names, wire_errors
+from convkit.tensorflow_signature import Port, initializers_of, saver_names, wire_errors
 
 _PLACEHOLDERS = ("Placeholder", "PlaceholderV2")
 _STORED = ("Const", "VariableV2", "Variable", "VarHandleOp")
@@ -68,12 +68,14 @@ class GraphFile:
         graph: the graph in it.
         is_meta: whether it is the `.meta` of a checkpoint, with variables in files beside it.
         saver: what takes the name of these files, and what restores the variables from them.
+        initializers: nodes that set the model up.
     """
 
     path: Path
     graph: Graph
     is_meta: bool
     saver: tuple[str, ...] = ()
+    initializers: tuple[str, ...] = ()
 
 
 def is_graph(path: Path) -> bool:
@@ -125,15 +127,17 @@ def graph_file(path: Path) -> Iterator[GraphFile]:
         raise ModelError(f"There is no file {path}.")
     is_meta = is_meta_graph(path)
     with mapped(path) as data:
-        span, saver = (0, len(data)), tuple[str, ...]()
+        span, saver, initializers = (0, len(data)), tuple[str, ...](), tuple[str, ...]()
         with wire_errors(path, len(data)):
             if is_meta:
+                lone_spans(data, 0, len(data), 1, 2, 3)
                 found = spans(data, 0, len(data))
                 span, saver = found[2][-1], saver_names(data, found.get(3, []))
+                initializers = initializers_of(data, found.get(4, []))
             graph = read_graph(data, *span)
             if not graph.nodes:
                 raise ModelError(f"{path} holds no graph.", hint="Save or download it again.")
-            yield GraphFile(path, graph, is_meta, saver)
+            yield GraphFile(path, graph, is_meta, saver, initializers)
 
 
 def named_ends(

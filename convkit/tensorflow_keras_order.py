@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convkit.protobuf import Buffer, WireError, mapped, spans
-from convkit.tensorflow_proto import Span, text
+from convkit.protobuf import Buffer, Span, WireError, mapped, spans
+from convkit.tensorflow_proto import text
 
 _METADATA_FILE = "keras_metadata.pb"
 _ROOT = "root"

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from convkit.artifact import Dimension, TensorSpec
-from convkit.protobuf import BYTES, VARINT, Buffer, fields, signed, spans
+from convkit.protobuf import BYTES, VARINT, Buffer, Span, fields, lone_spans, signed, spans
 
-Span = tuple[int, int]
 Sizes = tuple[int | None, ...]
 """A shape as TensorFlow keeps it: None is an unknown size."""
 
@@ -35,6 +34,8 @@ DTYPES: Mapping[int, str] = {
 
 _REFERENCE = 100
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_STANDS_IN = "api_implements"
+"""Attribute of functions that do the same. Source: grappler/optimizers/function_api_info.cc."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Function:
-    """One FunctionDef: argument names, and result name -> what it returns (`call:output:0`)."""
+    """One FunctionDef: argument names, and result name -> what it returns (`call:output:0`).
+
+    `stands_in`: TensorFlow may call it in place of another one that is called.
+    """
 
     name: str
     arguments: tuple[str, ...]
     nodes: tuple[Node, ...]
     returns: Mapping[str, str]
+    stands_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def text_attribute(graph: Graph, node: Node, name: str) -> str:
     """An attribute that holds text; "" where the node lacks it."""
     span = node.attributes.get(name)
     found = spans(graph.data, *span).get(2) if span else None
-    return text(graph.data, found[0]) if found else ""
+    return text(graph.data, found[-1]) if found else ""
 
 
 def shape_attribute(graph: Graph, node: Node, name: str = "shape") -> Sizes | None:
@@ -154,9 +159,9 @@ def functions_used(graph: Graph, node: Node) -> Iterator[Function]:
         for values in found.get(1, ()):
             named += spans(graph.data, *values).get(9, ())
         for function in named:
-            name = spans(graph.data, *function).get(1)
-            if name and text(graph.data, name[0]) in graph.functions:
-                yield graph.functions[text(graph.data, name[0])]
+            name = lone_spans(graph.data, *function, 1).get(1)
+            if name and text(graph.data, name) in graph.functions:
+                yield graph.functions[text(graph.data, name)]
 
 
 def constant(graph: Graph, node: Node) -> tuple[str, Sizes, int]:
@@ -174,6 +179,14 @@ def constant(graph: Graph, node: Node) -> tuple[str, Sizes, int]:
         elif number == 2 and kind == BYTES:
             sizes = read_shape(graph.data, (start, stop)) or ()
     return dtype_name(dtype), sizes, end - begin
+
+
+def constant_texts(graph: Graph, node: Node) -> Iterator[bytes]:
+    """The strings of a Const node."""
+    span = node.attributes.get("value")
+    for tensor in spans(graph.data, *span).get(8, ()) if span else ():
+        for begin, end in spans(graph.data, *tensor).get(8, ()):
+            yield bytes(graph.data[begin:end])
 
 
 def read_shape(data: Buffer, span: Span) -> Sizes | None:
@@ -258,9 +271,9 @@ def _node(data: Buffer, start: int, end: int) -> Node:
 
 def map_entry(data: Buffer, span: Span) -> tuple[str, Span]:
     """Key and the place of the value of one entry of a map with text keys."""
-    found = spans(data, *span)
-    key = text(data, found[1][-1]) if 1 in found else ""
-    return key, found[2][-1] if 2 in found else (span[1], span[1])
+    found = lone_spans(data, *span, 1, 2)
+    key = text(data, found[1]) if 1 in found else ""
+    return key, found.get(2, (span[1], span[1]))
 
 
 def _function(data: Buffer, start: int, end: int) -> Function:
@@ -268,6 +281,8 @@ def _function(data: Buffer, start: int, end: int) -> Function:
     arguments: tuple[str, ...] = ()
     nodes: list[Node] = []
     returns: dict[str, str] = {}
+    attributes: set[str] = set()
+    lone_spans(data, start, end, 1)
     for number, kind, begin, stop in fields(data, start, end):
         if kind != BYTES:
             continue
@@ -282,4 +297,6 @@ def _function(data: Buffer, start: int, end: int) -> Function:
         elif number == 4:
             key, value = map_entry(data, (begin, stop))
             returns[key] = text(data, value)
-    return Function(name, arguments, tuple(nodes), returns)
+        elif number == 5:
+            attributes.add(map_entry(data, (begin, stop))[0])
+    return Function(name, arguments, tuple(nodes), returns, _STANDS_IN in attributes)

@@ -14,12 +14,21 @@ from typing import Any
 
 from convkit.artifact import TensorSpec
 from convkit.errors import ModelError, UnknownNameError, UnsupportedError, UsageError
-from convkit.protobuf import BYTES, VARINT, Buffer, WireError, fields, mapped, spans
+from convkit.protobuf import (
+    BYTES,
+    VARINT,
+    Buffer,
+    Span,
+    WireError,
+    fields,
+    lone_spans,
+    mapped,
+    spans,
+)
 from convkit.tensorflow_keras_order import keras_outputs
 from convkit.tensorflow_proto import (
     Function,
     Graph,
-    Span,
     called_function,
     dtype_name,
     map_entry,
@@ -68,6 +77,7 @@ class MetaGraph:
         initializers: tensors and nodes that set the model up when it is loaded.
         saver: tensors and nodes that restore its variables: what takes the file's name, and what
             does the work; empty without variables.
+        assets: tensor -> the file in the folder `assets` whose path it takes.
     """
 
     tags: tuple[str, ...]
@@ -77,6 +87,7 @@ class MetaGraph:
     object_graph: Span | None
     initializers: tuple[str, ...]
     saver: tuple[str, ...]
+    assets: Mapping[str, str]
 
 
 @contextmanager
@@ -157,13 +168,14 @@ def _meta_graphs(data: Buffer, folder: Path) -> Iterator[MetaGraph]:
 
 
 def _meta_graph(data: Buffer, span: Span, folder: Path) -> MetaGraph:
+    lone_spans(data, *span, 1, 2, 3, 7)
     found = spans(data, *span)
     about = spans(data, *found[1][-1]) if 1 in found else {}
     graph = read_graph(data, *(found[2][-1] if 2 in found else (0, 0)))
     signatures = {}
     object_graph = found[7][-1] if 7 in found else None
     outputs = keras_outputs(folder, data, object_graph)
-    initializers = _collections(data, found.get(4, []))
+    initializers = initializers_of(data, found.get(4, []))
     for entry in found.get(5, ()):
         name, value = map_entry(data, entry)
         if not name.startswith(_HIDDEN):
@@ -172,14 +184,22 @@ def _meta_graph(data: Buffer, span: Span, folder: Path) -> MetaGraph:
         elif name == "__saved_model_init_op":
             initializers += tuple(tensor for tensor, _ in _tensors(data, value, 2).values())
     return MetaGraph(
-        tags=tuple(sorted(text(data, tag) for tag in about.get(4, ()))),
+        tags=tuple(sorted({text(data, tag) for tag in about.get(4, ())})),
         tensorflow_version=text(data, about[5][-1]) if 5 in about else "",
         signatures=signatures,
         graph=graph,
         object_graph=object_graph,
         initializers=initializers,
         saver=saver_names(data, found.get(3, [])),
+        assets=dict(_asset(data, entry) for entry in found.get(6, ())),
     )
+
+
+def _asset(data: Buffer, span: Span) -> tuple[str, str]:
+    """Tensor and file name of an AssetFileDef."""
+    found = lone_spans(data, *span, 1, 2)
+    tensor = lone_spans(data, *found[1], 1).get(1) if 1 in found else None
+    return text(data, tensor) if tensor else "", text(data, found[2]) if 2 in found else ""
 
 
 def saver_names(data: Buffer, found: list[Span]) -> tuple[str, ...]:
@@ -188,7 +208,7 @@ def saver_names(data: Buffer, found: list[Span]) -> tuple[str, ...]:
     return tuple(text(data, named[number][-1]) for number in (1, 3) if number in named)
 
 
-def _collections(data: Buffer, entries: list[Span]) -> tuple[str, ...]:
+def initializers_of(data: Buffer, entries: list[Span]) -> tuple[str, ...]:
     """Nodes of the collections that set a TensorFlow 1 model up."""
     names: tuple[str, ...] = ()
     for entry in entries:

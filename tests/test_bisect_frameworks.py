@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ def test_the_changed_weight_is_found_in_a_pytorch_program(tmp_path: Path, layer:
     assert found is not None
     assert (found.tensor, found.node) == (f"conv{layer}", f"node_conv{layer}")
     assert found.last_agreeing == (None if layer == 0 else f"relu{layer - 1}")
+
+
+def test_the_changed_weight_is_found_in_a_folder_of_pytorch_source(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="runs the network")
+    reference = _conv_chain(tmp_path / "a.onnx")
+    changed = _converted(_conv_chain(tmp_path / "b.onnx", 2), "onnx-to-torch", tmp_path / "b")
+    trusted = replace(changed, opening=replace(changed.opening, trust=True))
+    found = _found(reference, trusted)
+    assert found is not None
+    assert (found.tensor, found.node, found.last_agreeing) == ("conv2", "node_conv2", "relu1")
+    faithful = _converted(reference, "onnx-to-torch", tmp_path / "a")
+    assert _found(reference, replace(faithful, opening=trusted.opening)) is None
 
 
 def test_a_faithful_pytorch_program_does_not_part(tmp_path: Path) -> None:

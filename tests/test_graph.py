@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import toy_rooms as toy
 
+from convkit import factory_name
 from convkit import graph as graphs
 from convkit.artifact import Precision
 from convkit.errors import ModelError, NoRouteError, UnknownNameError, UsageError

@@ -107,3 +107,27 @@ def test_tensorflow_is_loaded_without_a_word() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_table_that_a_keras_model_looks_up_cannot_be_frozen() -> None:
+    ids = keras.Input((1,), dtype="int64", name="ids")
+    lookup = keras.layers.IntegerLookup(vocabulary=[10, 20])
+    model = keras.Model(ids, keras.layers.Embedding(4, 3)(lookup(ids)))
+    with pytest.raises(UnsupportedError, match="LookupTableFindV2 in "):
+        freeze_keras(model)
+
+
+def test_variables_that_a_signature_changes_cannot_be_frozen(tmp_path: Path) -> None:
+    class Counter(tf.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.total = tf.Variable(tf.zeros(2))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, "x")])
+        def call(self, x: Any) -> dict[str, Any]:
+            self.total.assign_add(tf.reduce_sum(x, 0))
+            return {"y": x * self.total}
+
+    module = Counter()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.call)
+    with pytest.raises(UnsupportedError, match=r"changes variables.*\n.*AssignAddVariableOp"):
+        freeze_saved_model(tmp_path / "m")

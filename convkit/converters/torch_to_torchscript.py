@@ -15,6 +15,7 @@ from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.converters.torchscript_call import quiet_exporters
+from convkit.converters.torchscript_control import script_control_flow
 from convkit.converters.torchscript_sizes import keep_sizes_dynamic
 from convkit.errors import RungSkipped, UnsupportedError
 from convkit.step import Feeds, Package, Work, ladder, rung
@@ -85,7 +86,8 @@ def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]
     import torch
 
     sample = _example(work)
-    keep_sizes_dynamic(network)
+    if isinstance(network, torch.fx.GraphModule):
+        _ready(network, *_arguments(network, sample))
     tracer_warning: Any = vars(torch.jit)["TracerWarning"]
     with _quiet(), _no_fast_path(), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", tracer_warning)
@@ -110,6 +112,16 @@ def _traced(network: Any, source: Artifact, work: Work) -> tuple[Any, list[str]]
         and not Path(warning.filename).is_relative_to(own)  # PyTorch's layers only check shapes
     ]
     return traced, list(dict.fromkeys(places))
+
+
+def _ready(network: Any, positional: Sequence[Any], named: dict[str, Any]) -> None:
+    """Makes an exported program traceable, in place."""
+    from torch.utils import _pytree
+
+    leaves = _pytree.tree_leaves((tuple(positional), named))
+    with quiet_exporters():
+        script_control_flow(network, leaves, keep_sizes_dynamic)
+    keep_sizes_dynamic(network)
 
 
 def _check(network: Any, compiled: Any, work: Work) -> None:

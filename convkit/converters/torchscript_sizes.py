@@ -18,7 +18,8 @@ def keep_sizes_dynamic(network: Any) -> None:
 
     if not isinstance(network, torch.fx.GraphModule):
         return
-    sizes: set[Any] = set()
+    # A body of control flow is given sizes, too.
+    sizes = {n for n in network.graph.nodes if n.op == "placeholder" and _is_number(n)}
     for node in list(network.graph.nodes):
         if node.op == "call_module" and node.target == _GUARDS and not node.users:
             network.graph.erase_node(node)  # checks of sizes in Python, which a trace cannot hold
@@ -28,12 +29,80 @@ def keep_sizes_dynamic(network: Any) -> None:
         if node.target is torch.ops.aten.sym_size.int:
             node.op, node.target = "call_method", "size"
             sizes.add(node)
+        elif takes_sizes and _arithmetic(node.target) is not None:
+            node.target = _arithmetic(node.target)
+            sizes.add(node)
         elif not isinstance(node.target, torch._ops.OpOverload):
             sizes |= {node} if takes_sizes else set()  # arithmetic of sizes
         elif takes_sizes:
             _call_by_name(node)
     network.graph.eliminate_dead_code()
     network.recompile()
+
+
+def _is_number(node: Any) -> bool:
+    import torch
+
+    return isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat))
+
+
+def _arithmetic(function: Any) -> Any:
+    """Arithmetic that takes sizes as the tracer has them, which are tensors; else None."""
+    import math
+
+    import torch
+
+    return {
+        torch.sym_min: _least,
+        torch.sym_max: _greatest,
+        torch.sym_not: _opposite,
+        torch.sym_float: _real,
+        math.floor: _floor,
+        math.ceil: _ceil,
+        math.trunc: _trunc,
+    }.get(function)
+
+
+def _least(a: Any, b: Any) -> Any:
+    import torch
+
+    return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def _greatest(a: Any, b: Any) -> Any:
+    import torch
+
+    return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def _opposite(a: Any) -> Any:
+    import torch
+
+    return torch.logical_not(torch.as_tensor(a))
+
+
+def _real(a: Any) -> Any:
+    import torch
+
+    return torch.as_tensor(a).to(torch.float64)
+
+
+def _floor(a: Any) -> Any:
+    import torch
+
+    return torch.floor(torch.as_tensor(a)).to(torch.int64)
+
+
+def _ceil(a: Any) -> Any:
+    import torch
+
+    return torch.ceil(torch.as_tensor(a)).to(torch.int64)
+
+
+def _trunc(a: Any) -> Any:
+    import torch
+
+    return torch.trunc(torch.as_tensor(a)).to(torch.int64)
 
 
 def _call_by_name(node: Any) -> None:

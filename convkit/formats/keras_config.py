@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ _CODE = (
     "TFSMLayer",
 )  # fmt: skip
 """Classes whose configuration is code, or names a file that is."""
+
+_LAST_PART = re.compile(r"[.>]")
+"""Keras finds `layers.Lambda` in `keras` as well as `Lambda` in `keras.layers`."""
 
 _OWN = ("keras", "tf_keras", "tensorflow", "builtins")
 
@@ -66,7 +70,7 @@ def check_no_code(path: Path, config: Config) -> None:
         UnsafeError: a layer's configuration holds code, or names a file that does.
     """
     for node in walk(config):
-        kind = str(node["class_name"])
+        kind = _LAST_PART.split(str(node["class_name"]))[-1]
         if kind in _CODE:
             raise UnsafeError(
                 f"{path} carries Python code: its layer '{name_of(node)}' is a {kind}.",
@@ -74,6 +78,15 @@ def check_no_code(path: Path, config: Config) -> None:
                 hint="If you know where the model comes from:  --trust",
                 layer=name_of(node),
                 class_name=kind,
+            )
+        inner = node.get("config")
+        file = inner.get("vocabulary") if isinstance(inner, Mapping) else None
+        if isinstance(file, str):
+            raise UnsafeError(
+                f"{path} names a file outside of it: {file[:200]!r}.",
+                why=f"Its layer '{name_of(node)}' would read its vocabulary from there.",
+                hint="If you know where the model comes from:  --trust",
+                layer=name_of(node),
             )
 
 

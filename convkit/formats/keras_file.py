@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from convkit.errors import MissingRequirementError, ModelError
+from convkit.formats.keras_outside import refuse_outside
 from convkit.formats.zip_bomb import refuse_bomb
 from convkit.formats.zip_window import opened_record
 
@@ -100,6 +101,7 @@ def hdf5(path: Path) -> Iterator[Any]:
 
     Raises:
         ModelError: it is damaged or truncated.
+        UnsafeError: it takes content from other files.
         MissingRequirementError: h5py is not installed.
     """
     try:
@@ -107,10 +109,11 @@ def hdf5(path: Path) -> Iterator[Any]:
     except ImportError as cause:
         raise MissingRequirementError(
             f"{path} is an HDF5 file, and h5py is not installed.",
-            hint='pip install "convkit-ml[tensorflow]"',
+            hint='pip install "convkit-ml[savedmodel]"',
         ) from cause
     try:
         with h5py.File(path, "r") as file:
+            refuse_outside(path, file)
             yield file
     except (OSError, RuntimeError, KeyError) as cause:
         raise damaged(path, str(cause)) from cause
@@ -146,6 +149,7 @@ def _archive_elements(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
         return {}
     try:
         with opened_record(path, archive, WEIGHTS) as stream, h5py.File(stream, "r") as file:
+            refuse_outside(path, file)
             return _elements(file)
     except (OSError, RuntimeError, KeyError, zipfile.BadZipFile) as cause:
         raise damaged(path, f"{WEIGHTS}: {cause}") from cause

@@ -50,6 +50,9 @@ _PARTICULAR = {
 }  # fmt: skip
 """(Keras's function, TensorFlow's argument) -> Keras's argument."""
 
+_ACTIVATIONS = frozenset(("exponential", "linear", "mish"))
+"""Functions of TensorFlow that Keras has among its activations only."""
+
 _BINARY = frozenset(
     ("add", "subtract", "multiply", "divide", "true_divide", "matmul", "power", "maximum",
      "minimum", "equal", "not_equal", "greater", "greater_equal", "less", "less_equal",
@@ -128,10 +131,10 @@ def _operation(keras: Any, node: Mapping[str, Any]) -> Callable[..., Any]:
     """The function of `keras.ops` for one of TensorFlow, taking TensorFlow's arguments."""
     written = str(node["config"].get("function"))
     name = _RENAMED.get(written, written.rpartition(".")[2])
-    function = keras.ops
+    function = keras.ops if not name.startswith("_") else None
     for part in name.split("."):
         function = getattr(function, part, None)
-    if function is None:
+    if function is None and name in _ACTIVATIONS:
         function = getattr(keras.activations, name, None)
     if function is None:
         raise UnsupportedError(

@@ -18,7 +18,12 @@ _NO_OPERATOR = re.compile(
 )
 _NO_FUNCTION = re.compile(r"Fatal error: (\S*?):(\S+?)\(-?\d*\) is not a registered")
 _NO_KERNEL = re.compile(r"implementation for (\S+?)\(\d+\) node with name '(.*?)'")
+_AT_NODE = re.compile(
+    r"status code returned while running (\S+) node\. Name:'(.*?)' Status Message: (.*)"
+)
 """Source: messages of onnxruntime 1.31.1."""
+
+_SHOWN_CHARACTERS = 100
 
 
 def load_error(path: Path, header: Header, message: str, version: str) -> ModelError:
@@ -42,6 +47,19 @@ def plain(message: str) -> str:
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", message.strip())
     message = re.sub(r"/onnxruntime_src/\S+\s+.*?\)\s(?=[A-Z])", "", message)
     return " ".join(message.split())
+
+
+def run_line(message: str) -> str:
+    """One short line of what the runtime said when a run failed: the node, and what it minds."""
+    found = _AT_NODE.search(plain(message))
+    if not found:
+        return plain(message)[:400]
+    operator, node, said = found.groups()
+    said = re.sub(r"/onnxruntime_src/\S+:\d+ ", "", said)
+    said = re.sub(r"^[\w:<>*& ]*?(\w+::)?(\w+)\(.*?\)(?: \[with .*?\])? ", "", said)
+    said = re.sub(r"^.*? was false\. (?=\S)", "", said)
+    said = said if len(said) <= _SHOWN_CHARACTERS else f"{said[:_SHOWN_CHARACTERS].rstrip()} ..."
+    return f"node {node} ({operator}): {said}"
 
 
 def _too_new(path: Path, what: str, found: int, newest: int, runtime: str) -> UnsupportedError:

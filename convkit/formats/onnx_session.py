@@ -20,7 +20,7 @@ from convkit.errors import (
     UnsupportedError,
 )
 from convkit.formats.onnx_header import Header, read_header
-from convkit.formats.onnx_load_error import load_error, plain
+from convkit.formats.onnx_load_error import load_error, plain, run_line
 from convkit.formats.onnx_resolution import resolution_of
 from convkit.formats.onnx_types import ANY_RANK, ELEMENT_NAMES
 from convkit.onnx_external import check_external
@@ -303,6 +303,6 @@ def _run_error(model: str, cause: Exception) -> ConvkitError:
         return ResourceError(f"Memory does not suffice to run {model}.", why=message[:400])
     return StepError(
         f"ONNX Runtime failed while running {model}.",
-        why=message[:400],
+        why=run_line(message),
         hint="Inputs it accepts can be given with  --samples inputs.npz",
     )

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact, Description, Opening, Precision
-from convkit.errors import ModelError
+from convkit.errors import ModelError, UnsafeError
 from convkit.step import Format, Package, Runner
 from convkit.tensorflow_checkpoint import check_shards
 from convkit.tensorflow_ends import is_graph
 from convkit.tensorflow_reach import VARIABLES, Reach, check_safe
 from convkit.tensorflow_signature import MetaGraph, Signature, choose, saved_model
+
+_HUB_FILES = "blobs"
+"""Where a hub's cache keeps the files that `snapshots/<revision>/` links to."""
 
 _GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 
@@ -114,8 +117,9 @@ def _checked(path: Path, opening: Opening, meta: MetaGraph) -> Signature:
     """The signature that is meant, of a model that is whole and safe to load."""
     signature = choose(meta.signatures, opening.signature, path)
     if not opening.trust:
+        _refuse_links(path)
         ends = [port.tensor for port in signature.outputs]
-        check_safe(path, meta.graph, [*ends, *meta.initializers], meta.saver[1:])
+        check_safe(path, meta.graph, [*ends, *meta.initializers], meta.saver, meta.assets)
     if any(node.op in VARIABLES for node in meta.graph.nodes):
         if not (path / "variables").is_dir():
             raise ModelError(
@@ -124,6 +128,22 @@ def _checked(path: Path, opening: Opening, meta: MetaGraph) -> Signature:
             )
         check_shards(path / "variables" / "variables")
     return signature
+
+
+def _refuse_links(path: Path) -> None:
+    """Makes sure that every file of a model lies in its folder, or in the hub's cache around it.
+
+    Raises:
+        UnsafeError: one is a link to somewhere else.
+    """
+    folders = (path.resolve(), path.resolve().parent.parent / _HUB_FILES)
+    for file in (*path.glob("*"), *path.glob("variables/*"), *path.glob("assets/*")):
+        target = file.resolve()
+        if not any(target.is_relative_to(folder) for folder in folders):
+            raise UnsafeError(
+                f"{file} is a link out of the model's folder, to {target}.",
+                hint="If you know where the model comes from:  --trust",
+            )
 
 
 savedmodel = Format(

@@ -112,7 +112,8 @@ def _checked(file: GraphFile, opening: Opening) -> tuple[tuple[Port, ...], tuple
     """Inputs and outputs of a graph that is whole and safe to run."""
     inputs, outputs = named_ends(file, opening.input_names, opening.output_names)
     if not opening.trust:
-        check_safe(file.path, file.graph, [port.tensor for port in outputs], file.saver[1:])
+        ends = [*(port.tensor for port in outputs), *file.initializers]
+        check_safe(file.path, file.graph, ends, file.saver)
     if file.is_meta and any(node.op in VARIABLES for node in file.graph.nodes):
         check_shards(file.path.with_suffix(""))
     return inputs, outputs

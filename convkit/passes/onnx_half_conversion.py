@@ -12,6 +12,7 @@ from convkit.passes.onnx_half_constants import BF16, Constant, Half, examine
 from convkit.passes.onnx_half_islands import Plan, plan_islands
 from convkit.passes.onnx_half_lowering import lower
 from convkit.passes.onnx_half_ranges import Ranges, measure
+from convkit.passes.onnx_half_transposes import move_transposes
 from convkit.passes.onnx_half_types import OLDEST_OPSET, check_opset, is_float, slots_of
 from convkit.passes.onnx_half_writing import write_model
 from convkit.step import Work
@@ -79,6 +80,7 @@ def _loaded(path: Path, half: Half, work: Work) -> ir.Model:
         except ModelError as cause:
             work.note(f"Opset {opset} stays, nodes it has no bf16 for too: {'; '.join(cause.why)}")
     check_opset(model, half.name)
+    move_transposes(model)
     return model
 
 

@@ -17,6 +17,7 @@ from convkit.passes.onnx_half_groups import Group, groups_of
 from convkit.passes.onnx_half_masks import MASK, Masks, find_masks
 from convkit.passes.onnx_half_origins import ANGLE_OPERATORS, Origins, trace
 from convkit.passes.onnx_half_ranges import Range, Ranges
+from convkit.passes.onnx_half_transposes import WHY, stops_loading
 from convkit.passes.onnx_half_types import (
     CARRIERS,
     GENERATORS,
@@ -299,6 +300,8 @@ class _Judge:
             return "kept on request"
         if any(value in self._origins.sizes and is_float(value) for value in node.outputs):
             return "computes with sizes"
+        if stops_loading(node):
+            return WHY
         return self._why_values(node) or self._why_constants(node, slots) or self._why_inside(node)
 
     def _why_values(self, node: ir.Node) -> str:

@@ -203,6 +203,9 @@ def test_large_weights_stay_on_disk(tmp_path: Path) -> None:
     assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
 
 
+TEXT = {"pool_strings"}
+"""Attributes that hold text, which neither framework computes on."""
+
 Ints = list[int]
 
 
@@ -247,7 +250,7 @@ def test_every_function_of_an_importer_takes_what_the_newest_schema_offers(name:
         except onnx.defs.SchemaError:
             continue  # an operator that ONNX Runtime added to ONNX's own domain
         takes = parameters_of(function)
-        missing = set(schema.attributes) - takes.attributes
+        missing = set(schema.attributes) - takes.attributes - TEXT
         assert not missing, f"{operator} lacks {missing}"
         if takes.positional is not None:
             assert takes.positional >= len(schema.inputs), operator

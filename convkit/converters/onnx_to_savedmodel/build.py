@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convkit.converters.onnx_reading.calls import library
 from convkit.converters.onnx_reading.reading import read_graph
 from convkit.converters.onnx_to_savedmodel import signature
+from convkit.converters.onnx_to_savedmodel.folding import fold_weights
 from convkit.converters.onnx_to_savedmodel.module import Ends, Function
 from convkit.converters.onnx_to_savedmodel.quiet import quiet_tensorflow
 from convkit.converters.onnx_to_savedmodel.weights import Library, Weights
@@ -52,6 +53,7 @@ def save(
         functions = operator_functions()
         model = read_graph(onnx_path, functions.keys())
         _refuse_types(model.graph)
+        fold_weights(model.graph, onnx_path.parent)
         weights = Weights(model.graph, onnx_path.parent, functions)
         function = Function(model.graph, functions, weights, Ends.of(model.graph))
         traced = function.traced()

@@ -143,6 +143,8 @@ class Function:
         for name, value in self.scope.values.items():
             if not isinstance(value, Held) or name in self.weights.variables:
                 continue
+            if self.weights.is_turned(name):
+                continue
             first, last = value.tensors()
             if first is not None:
                 found[name] = {"tensor": first.name, "layout": "onnx"}

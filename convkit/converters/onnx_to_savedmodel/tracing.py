@@ -17,7 +17,7 @@ from convkit.converters.onnx_to_savedmodel.growing import Growing
 from convkit.converters.onnx_to_savedmodel.held import Held, to_first
 from convkit.converters.onnx_to_savedmodel.layouts import LastCall, last_call
 from convkit.converters.onnx_to_savedmodel.parameters import arguments, keyword_names
-from convkit.converters.onnx_to_savedmodel.weights import Library, Weights, plain_name
+from convkit.converters.onnx_to_savedmodel.weights import Library, Weights, kernel_axis, plain_name
 from convkit.errors import ConvkitError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -132,12 +132,21 @@ class Tracer:
         given: Sequence[Any] = inputs if plan is None else plan.inputs
         if plan is not None:
             keywords = {**keywords, **plan.keywords}
-        if len(call.inputs) > 1 and self.weights.is_kernel(call.inputs[1]):
-            keywords = {**keywords, "weight_layout": "TF"}
+        if len(call.inputs) > 1:
+            keywords |= self._kernel_keywords(node, call, inputs, keywords)
         results = _results(function, given, keywords)
         is_last = plan is not None and plan.is_last
         _give_ranks(node, results)
         return [_held(result, is_last) for result in results]
+
+
+    def _kernel_keywords(
+        self, node: ir.Node, call: Call, inputs: list[Value], keywords: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What tells a function that a weight is in TensorFlow's order already."""
+        if node.op_type == "DequantizeLinear" and self.weights.is_kernel(call.inputs[0]):
+            return {"axis": kernel_axis(keywords.get("axis", 1), inputs[0].rank)}
+        return {"weight_layout": "TF"} if self.weights.is_kernel(call.inputs[1]) else {}
 
 
 def _give_ranks(node: ir.Node, results: Sequence[Any]) -> None:

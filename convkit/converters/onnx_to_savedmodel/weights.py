@@ -51,8 +51,8 @@ class Weights:
         if tensor is None or not is_weight(tensor) or not _is_computed_with(value, library):
             return
         elements = array_of(tensor, self._folder)
-        if _is_kernel(value, library):
-            self._kernels.add(name)
+        if kernels := _kernels(value, library):
+            self._kernels.update(kernels)
             # (output, input, spatial...) becomes (spatial..., input, output).
             elements = elements.transpose([*range(2, elements.ndim), 1, 0])
         is_float = tf.as_dtype(elements.dtype).is_floating
@@ -82,8 +82,12 @@ class Weights:
         return tf.convert_to_tensor(self.variables[name])
 
     def is_kernel(self, value: ir.Value | None) -> bool:
-        """Whether the variable is kept in the order of TensorFlow's convolutions."""
-        return value is not None and value.is_initializer() and value.name in self._kernels
+        """Whether a variable, or what it is dequantized to, is in TensorFlow's order."""
+        return value is not None and self.is_turned(value.name or "")
+
+    def is_turned(self, name: str) -> bool:
+        """Whether the value of that name is a weight of convolutions in TensorFlow's order."""
+        return name in self._kernels
 
 
 def plain_name(name: str) -> str:
@@ -117,6 +121,26 @@ def _is_computed_with(value: ir.Value, library: Library) -> bool:
         if known and known[min(index, len(known) - 1)] not in READERS:
             return True
     return False
+
+
+def kernel_axis(axis: int, rank: int) -> int:
+    """Where an axis of an ONNX convolution's weight stands in TensorFlow's order."""
+    return [*range(2, rank), 1, 0].index(axis % rank)
+
+
+def _kernels(value: ir.Value, library: Library) -> list[str]:
+    """Names of a weight that only convolutions use, and of what it is dequantized to for them."""
+    if _is_kernel(value, library):
+        return [value.name or ""]
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or readers[0].domain:
+        return []
+    node, plain = readers[0], readers[0].outputs[0]
+    block = node.attributes.get("block_size")
+    if node.inputs[0] is not value or value.is_graph_output() or (block and block.value):
+        return []
+    is_used = bool(plain.uses()) and _is_kernel(plain, library)
+    return [value.name or "", plain.name or ""] if is_used else []
 
 
 def _is_kernel(value: ir.Value, library: Library) -> bool:

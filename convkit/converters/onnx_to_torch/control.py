@@ -19,14 +19,18 @@ def is_exporting() -> bool:
 
 
 def branch(
-    condition: torch.Tensor,
+    condition: Any,
     then_branch: Callable[..., tuple[Any, ...]],
     else_branch: Callable[..., tuple[Any, ...]],
     operands: tuple[Any, ...],
 ) -> tuple[Any, ...]:
-    """ONNX If: `torch.cond` while exporting, which asks for branches of equal shapes."""
-    condition = condition.reshape(())
-    if is_exporting():
+    """ONNX If: `torch.cond` while exporting, which asks for branches of equal shapes.
+
+    What sizes alone decide (`condition` is no tensor) stays as it is for the exported sizes.
+    """
+    is_tensor = isinstance(condition, torch.Tensor)
+    condition = condition.reshape(()) if is_tensor else condition
+    if is_tensor and is_exporting():
         results = torch.cond(condition, cloned(then_branch), cloned(else_branch), operands)
         return tuple(results)
     return then_branch(*operands) if condition else else_branch(*operands)

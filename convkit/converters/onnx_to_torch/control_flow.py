@@ -10,6 +10,7 @@ from convkit.converters.onnx_to_torch.dtypes import carrier_name
 from convkit.converters.onnx_to_torch.host import Host, Number
 from convkit.converters.onnx_to_torch.releasing import with_releases
 from convkit.converters.onnx_to_torch.scope import Scope, is_used
+from convkit.converters.onnx_to_torch.trip_count import constant_states, only_counts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,7 +38,8 @@ def _if(scope: Scope, node: ir.Node, emit_nodes: EmitNodes) -> None:
         body = _attribute(node, "then_branch" if condition.values[0] else "else_branch")
         _inline(scope, node, body, emit_nodes)
         return
-    test = scope.tensor(node.inputs[0])
+    is_known = condition is not None and len(condition.numbers) == 1
+    test = condition.numbers[0].code if is_known and condition else scope.tensor(node.inputs[0])
     bodies = [_attribute(node, name) for name in ("then_branch", "else_branch")]
     scopes = [
         _body(scope, node, body, emit_nodes, name)
@@ -75,14 +77,17 @@ def _tuple(codes: Sequence[str]) -> str:
     return f"({', '.join(codes)}{',' if len(codes) == 1 else ''})"
 
 
-def _assign(scope: Scope, node: ir.Node, code: str) -> None:
-    if len(node.outputs) == 1:
-        name = scope.declare(node.outputs[0])
+def _assign(
+    scope: Scope, node: ir.Node, code: str, outputs: Sequence[ir.Value] | None = None
+) -> None:
+    outputs = node.outputs if outputs is None else outputs
+    if len(outputs) == 1:
+        name = scope.declare(outputs[0])
         scope.statement(f"({name},) = {code}")
         scope.note_made(node)
     else:
-        names = [scope.declare(v) if is_used(v) else "_" for v in node.outputs]
-        scope.statement(f"{', '.join(names)} = {code}")
+        names = [scope.declare(v) if is_used(v) else "_" for v in outputs]
+        scope.statement(f"{', '.join(names)} = {code}" if names else code)
         scope.note_made(node)
 
 
@@ -106,28 +111,37 @@ def _loop(scope: Scope, node: ir.Node, emit_nodes: EmitNodes) -> None:
     inner.repeats = True
     inner.add_initializers(body)
     iteration, goes_on, *states = body.inputs
+    is_counted = only_counts(scope, node, body)
+    unchanged = constant_states(node, body)
+    for place, value in unchanged.items():
+        inner.alias(states[place], value)
+        scope.bind(node.outputs[place], scope.bound(value))
+    varying = [place for place in range(len(states)) if place not in unchanged]
     parameters = [scope.names.claim(iteration.name or "iteration")]
     counter = Number(parameters[0], None, frozenset(parameters), is_natural=True)
     inner.bind(iteration, Host((counter,), False, ir.DataType.INT64))
-    parameters += [inner.declare(value) for value in (goes_on, *states)]
+    changing = [states[place] for place in varying]
+    parameters += [inner.declare(value) for value in (goes_on, *changing)]
     emit_nodes(inner, body)
     result, *rest = body.outputs
-    always = _is_always(scope, inner, condition, goes_on, result)
-    results = ["True" if always else inner.tensor(result), *(inner.tensor(v) for v in rest)]
+    always = is_counted or _is_always(scope, inner, condition, goes_on, result)
+    rows = rest[len(states) :]
+    kept = [*(rest[place] for place in varying), *rows]
+    results = ["True" if always else inner.tensor(result), *(inner.tensor(v) for v in kept)]
     inner.statement(f"return {_tuple(results)}")
     captured = [name for name in inner.captured if name not in parameters]
     method = _method(scope, inner, node, body, "body", [*parameters, *captured])
-    rows = rest[len(states) :]
     arguments = [
         method,
         _trip_count(scope, limit),
         "True" if always else _begin(scope, condition),
-        _tuple([scope.tensor(value) for value in carried]),
+        _tuple([scope.tensor(carried[place]) for place in varying]),
         f"captured={_tuple(captured)}" if captured else "",
         f"empty={_tuple([_empty(value) for value in rows])}" if rows else "",
     ]
     call = scope.context.function(control.loop)
-    _assign(scope, node, f"{call}({', '.join(filter(None, arguments))})")
+    outputs = [v for place, v in enumerate(node.outputs) if place not in unchanged]
+    _assign(scope, node, f"{call}({', '.join(filter(None, arguments))})", outputs)
 
 
 def _is_always(

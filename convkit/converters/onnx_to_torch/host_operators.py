@@ -25,8 +25,11 @@ def emit_host(scope: Scope, node: ir.Node) -> bool:
     """Makes the output of `node` a host value where all its inputs are, or it asks for a shape."""
     if node.domain != "" or len(node.outputs) != 1:
         return False
+    made: Host | None
     if node.op_type in ("Shape", "Size"):
         made = _shape(scope, node)
+    elif _unranked(scope, node) is not None:
+        made = _one_size(scope, node)
     else:
         compute = _OPERATORS.get(node.op_type)
         if compute is None or not node.inputs:
@@ -58,6 +61,10 @@ def _shape(scope: Scope, node: ir.Node) -> Host | None:
         if node.op_type == "Shape":
             return Host((count,) if bound.is_list else (), True, ir.DataType.INT64)
         return Host((count,), False, ir.DataType.INT64)
+    source = _unranked(scope, value.producer())
+    if source is not None:
+        count = h.Number(f"{source}.dim()", reads=frozenset({source}), is_natural=True)
+        return Host((count,), node.op_type == "Shape", ir.DataType.INT64)
     rank = len(bound.shape) if not isinstance(bound, Variable) else rank_of(value)
     if rank is None:
         return None
@@ -66,6 +73,29 @@ def _shape(scope: Scope, node: ir.Node) -> Host | None:
         return Host((h.total(sizes, h.multiplied, 1),), False, ir.DataType.INT64)
     start, end = _attribute(node, "start", 0), _attribute(node, "end")
     return Host(tuple(sizes[start:end]), True, ir.DataType.INT64)
+
+
+def _unranked(scope: Scope, node: ir.Node | None) -> str | None:
+    """The tensor of unknown rank whose whole shape a node asks for, or gathers from."""
+    if node is not None and node.op_type == "Gather" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Shape" or node.inputs[0] is None:
+        return None
+    if rank_of(node.inputs[0]) is not None or {"start", "end"} & set(node.attributes):
+        return None
+    bound = scope.bound(node.inputs[0])
+    return bound.code if isinstance(bound, Variable) else None
+
+
+def _one_size(scope: Scope, node: ir.Node) -> Host | None:
+    """Dimensions picked from the shape of a tensor whose rank is not known."""
+    import onnx_ir as ir
+
+    source, picked = _unranked(scope, node), scope.host(node.inputs[1])
+    if source is None or picked is None or not picked.is_constant:
+        return None
+    sizes = tuple(h.size(source, int(axis)) for axis in picked.values)
+    return Host(sizes, picked.is_list, ir.DataType.INT64)
 
 
 def _is_integer(host: Host) -> bool:

@@ -30,7 +30,12 @@ _ACTIVATIONS = {
 
 
 def emit_recurrent(scope: Scope, node: ir.Node) -> bool:
-    """Writes a recurrent node as a layer; False where PyTorch's layers mean something else."""
+    """Writes a recurrent node as a layer; False where PyTorch's layers mean something else.
+
+    Not in a branch or a loop either: `torch.cond` refuses a layer that arranges its weights anew.
+    """
+    if scope.is_inner:
+        return False
     inputs = [*node.inputs, *[None] * 8][:8]
     data, lengths, peepholes = inputs[0], inputs[4], inputs[7]
     found = [scope.weight(value) for value in inputs[1:4]]

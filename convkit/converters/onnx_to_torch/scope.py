@@ -85,10 +85,21 @@ class Scope:
         self._kept: list[Any] = []  # ids are of objects that live
         self._hosts: dict[int, Host | None] = {}
         self._tensors: dict[int, str] = {}
+        self._aliases: dict[int, ir.Value] = {}
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether it is the body of a branch or a loop."""
+        return self._parent is not None
 
     def bind(self, value: ir.Value, bound: Bound) -> None:
         """Says what a value is."""
         self._bound[id(value)] = bound
+        self._kept.append(value)
+
+    def alias(self, value: ir.Value, outer: ir.Value) -> None:
+        """Says that a value is one of the function around."""
+        self._aliases[id(value)] = outer
         self._kept.append(value)
 
     def add_initializers(self, graph: ir.Graph) -> None:
@@ -98,6 +109,7 @@ class Scope:
 
     def bound(self, value: ir.Value) -> Bound:
         """What a value is; one of a function around becomes captured."""
+        value = self._aliases.get(id(value), value)
         if id(value) in self._bound:
             return self._bound[id(value)]
         if self._parent is None:

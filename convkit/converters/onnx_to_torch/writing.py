@@ -39,7 +39,9 @@ def write_program(source: Artifact, out: Path, work: Work) -> None:
     # The largest first: a size of 1 somewhere inside the network is taken for a constant.
     samples = sorted(work.samples, key=lambda feeds: -sum(a.size for a in feeds.values()))
     feeds = best_sample(samples, source.inputs)
-    arguments = [to_tensor(feeds[port.name]) for port in program.inputs]
+    # The example first: it is the one that every attempt takes.
+    ordered = [feeds, *(each for each in samples if each is not feeds)]
+    inputs = [[to_tensor(each[port.name]) for port in program.inputs] for each in ordered]
     room = Path(tempfile.mkdtemp(prefix=".weights-", dir=out.parent))
     try:
         weights = room / "model.safetensors"
@@ -47,7 +49,7 @@ def write_program(source: Artifact, out: Path, work: Work) -> None:
         module = filled_from(program, weights, dict)
         work.progress("exporting", 0, None)
         with quiet():
-            made = exported(module, arguments, note=work.note)
+            made = exported(module, inputs[0], note=work.note, samples=inputs)
             torch.export.save(made, str(out))
         del module, made
     finally:
