@@ -180,7 +180,7 @@ def print_plan(plan: Plan, missing: Sequence[str]) -> None:
     console.print(table)
     console.print(f"Result: {escape(str(plan.destination))}", soft_wrap=True)
     if missing:
-        console.print(f"[yellow]Missing here:[/] {escape(', '.join(missing))}")
+        console.print(f"[yellow]Missing here:[/] {escape(', '.join(dict.fromkeys(missing)))}")
 
 
 def print_description(artifact: Artifact, described: Description, facts: dict[str, Any]) -> None:

@@ -35,7 +35,10 @@ class ExposedTensorFlow(Exposed):
         self._graph = tf.Graph()
         with self._graph.as_default():
             tf.graph_util.import_graph_def(frozen.graph_def, name="")
-        self._session = tf.compat.v1.Session(graph=self._graph, config=cpu_config())
+        config = cpu_config()
+        # Fusing a bias with what follows it fails in TensorFlow where the sum is asked for as well.
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         self.tensors = _tensors(artifact, self._graph)
 
     def run(self, keys: Sequence[str], feeds: Feeds) -> Outputs:

@@ -189,6 +189,25 @@ class Verdict:
         return document
 
 
+def _require_packages(*artifacts: Artifact) -> None:
+    """Names the packages that opening these models needs and that are missing, before any work.
+
+    Raises:
+        MissingRequirementError: some are.
+    """
+    formats = graph.discover()
+    needs = [need for each in artifacts for need in formats.format(each.format).needs]
+    missing = list(dict.fromkeys(need for need in needs if not need.is_available))
+    if missing:
+        extras = ",".join(dict.fromkeys(need.extra for need in missing))
+        raise MissingRequirementError(
+            f"Packages are not installed: {', '.join(need.module for need in missing)}.",
+            why=f"Needed to run {' and '.join(dict.fromkeys(each.format for each in artifacts))}.",
+            hint=f'pip install "convkit-ml[{extras}]"',
+            missing=[need.module for need in missing],
+        )
+
+
 def verify(
     reference: str | Path,
     candidate: str | Path,
@@ -228,6 +247,7 @@ def verify(
     opening = graph.opening_of(inputs, examples, trust, signature, input_names, output_names)
     left = _detect(reference, weights, opening)
     right = _detect(candidate, weights, opening)
+    _require_packages(left, right)
     listener.stage("Running the reference")
     found = graph.discover().format(left.format)
     recording = recordings.record_source(left, examples, found)

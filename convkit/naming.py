@@ -15,18 +15,18 @@ def named_leaves(result: Any) -> Iterator[tuple[str, Any]]:
     themselves.
     """
     for path, value in _leaves(result, ()):
-        name = ".".join(path)
-        yield (f"output_{name}" if path and path[0].isdigit() else name or "output"), value
+        name = ".".join(map(str, path))
+        yield (f"output_{name}" if path and isinstance(path[0], int) else name or "output"), value
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     parts = _parts(value)
     if parts is None:
         if value is not None:
             yield path, value
         return
     for key, item in parts:
-        yield from _leaves(item, (*path, str(key)))
+        yield from _leaves(item, (*path, key))
 
 
 def _parts(value: Any) -> Iterable[tuple[Any, Any]] | None:

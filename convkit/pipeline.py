@@ -23,7 +23,6 @@ from convkit.report import Report, StepReport
 from convkit.step import Step
 from convkit.workspace import workspace
 
-
 _SHOWN_REFUSALS = 3
 
 

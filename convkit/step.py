@@ -70,11 +70,14 @@ class Runner(abc.ABC):
             first call where the format does not carry them.
         resolution: output name -> absolute error of the runtime itself, where it computes a number
             relative to another scale than the number's own; a smaller difference says nothing.
+        channels_last: inputs and outputs whose channels were moved from the second axis to the
+            last, when the model was converted, because its user asked for it.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     resolution: Mapping[str, float] = MappingProxyType({})
+    channels_last: frozenset[str] = frozenset()
 
     @abc.abstractmethod
     def __call__(self, feeds: Feeds) -> Outputs:

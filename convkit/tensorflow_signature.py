@@ -268,6 +268,15 @@ def _stored_order(folder: Path, signature: str) -> dict[str, list[str]]:
         return {}
 
 
+def channels_last_names(folder: Path) -> frozenset[str]:
+    """Inputs and outputs whose channels convkit moved to the end when it wrote the model."""
+    try:
+        document = json.loads((folder / ORDER_FILE).read_text())
+        return frozenset(map(str, document.get("channels_last", ())))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return frozenset()
+
+
 def _name(entry: Any) -> str:
     return str(entry["name"] if isinstance(entry, dict) else entry)
 

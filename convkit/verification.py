@@ -13,6 +13,7 @@ import numpy as np
 
 from convkit import metrics
 from convkit.artifact import Precision, TensorSpec
+from convkit.channel_order import as_in_source
 from convkit.errors import ConvkitError, StepError
 from convkit.matching import accepts, fit_feeds, lost_dimensions
 from convkit.step import Feeds, Outputs, Runner
@@ -102,7 +103,7 @@ class Recording:
         inputs, outputs: its specs; outputs in order.
         runs: (feeds, outputs) pairs.
         refused: shapes the model itself refused, with its words.
-        resolution: see `Runner.resolution`.
+        resolution, channels_last: see `Runner`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -110,6 +111,7 @@ class Recording:
     runs: tuple[tuple[Feeds, Outputs], ...]
     refused: tuple[str, ...] = ()
     resolution: Mapping[str, float] = field(default_factory=dict)
+    channels_last: frozenset[str] = frozenset()
 
     @property
     def samples(self) -> tuple[Feeds, ...]:
@@ -183,7 +185,12 @@ def record(
         ) from cause
     specs = runner.outputs or _observed_specs([outputs for _, outputs in runs])
     return Recording(
-        tuple(runner.inputs), tuple(specs), tuple(runs), tuple(refused), dict(runner.resolution)
+        tuple(runner.inputs),
+        tuple(specs),
+        tuple(runs),
+        tuple(refused),
+        dict(runner.resolution),
+        runner.channels_last,
     )
 
 
@@ -199,6 +206,7 @@ def compare(
         same_names: whether outputs must be called as in the reference. If not, outputs with other
             names are matched by their order.
     """
+    candidate = as_in_source(candidate, candidate.channels_last - reference.channels_last)
     lost = lost_dimensions(reference.inputs, candidate.inputs)
     usable = [run for run in reference.runs if accepts(candidate.inputs, run[0])]
     if not usable:

@@ -31,6 +31,7 @@ class Record:
         ((1, (2, [3])), ["output_0", "output_1.0", "output_1.1.0"]),
         ({"a": 1, "b": (2, 3)}, ["a", "b.0", "b.1"]),
         ({0: 1}, ["output_0"]),
+        ({"537": 1, "538": (2,)}, ["537", "538.0"]),
         (Pair(1, None), ["first"]),
         (Record(1, (2, 3)), ["logits", "states.0", "states.1"]),
         ((1, {"key": 2}), ["output_0", "output_1.key"]),
@@ -50,9 +51,9 @@ def test_eager_networks_programs_and_scripts_agree_on_names(tmp_path: Path) -> N
 
     class Nested(torch.nn.Module):  # type: ignore[misc, name-defined]
         def forward(self, x: Any) -> Any:
-            return {"logits": x, "states": (x + 1, OrderedDict(last=x + 2))}
+            return {"logits": x, "537": x, "states": (x + 1, OrderedDict(last=x + 2))}
 
-    example, expected = torch.zeros(2, 3), ["logits", "states.0", "states.1.last"]
+    example, expected = torch.zeros(2, 3), ["logits", "537", "states.0", "states.1.last"]
     specs = (TensorSpec("x", "float32", (2, 3)),)
     assert [name for name, _ in named_tensors(Nested()(example))] == expected
 

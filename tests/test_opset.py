@@ -156,3 +156,20 @@ def test_newer_element_type_keeps_the_ir_version_it_needs(tmp_path: Path) -> Non
     tensor = TensorProto(name="w", data_type=TensorProto.INT2, dims=[4], raw_data=bytes(1))
     path = _save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], 20, 14, (tensor,))
     assert fit(path).ir_version == (14, 13)
+
+
+def test_types_that_the_older_operator_does_not_take_are_refused_and_the_file_stays(
+    tmp_path: Path,
+) -> None:
+    # Identity takes sequences from opset 14 on.
+    nodes = [
+        helper.make_node("SequenceConstruct", ["x"], ["s"]),
+        helper.make_node("Identity", ["s"], ["t"]),
+        helper.make_node("ConcatFromSequence", ["t"], ["y"], axis=0),
+    ]
+    path = _save(tmp_path / "m.onnx", nodes, 16, 8)
+    before = path.read_bytes()
+    with pytest.raises(UnsupportedError, match="opset 13 does not have all of its types") as found:
+        fit(path, opset=13)
+    assert "seq(tensor(float))" in str(found.value)
+    assert path.read_bytes() == before

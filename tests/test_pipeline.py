@@ -353,7 +353,11 @@ _SLOW_RUN = """
 
 @pytest.mark.parametrize(
     ("sent", "code", "leftovers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 0), (signal.SIGKILL, -9, 1)],
+    [
+        (signal.SIGINT, 130, 0),
+        pytest.param(signal.SIGTERM, 143, 0, marks=pytest.mark.slow),
+        (signal.SIGKILL, -9, 1),
+    ],
 )
 def test_a_run_cut_off_leaves_no_result_and_the_next_one_works(
     model: Path, sent: signal.Signals, code: int, leftovers: int

@@ -33,5 +33,19 @@ def _resize(graph: Any, node: Any, name: str, _: Any) -> None:
     if min(sides) < 1 or any(n % o for n, o in zip(new, sides, strict=True)):
         # Of an image with unknown sides tf2onnx writes sizes.
         graph.set_shape(images, None if old is None else [old[0], -1, -1, old[3]])
+    before = {made.name for made in graph.get_nodes()}
     Resize.version_11(graph, node)
     graph.set_shape(images, old)
+    for made in graph.get_nodes():
+        if made.type == "Resize" and made.name not in before - {node.name}:
+            _without_old_mode(made)
+
+
+def _without_old_mode(node: Any) -> None:
+    """Spells a mode that ONNX dropped with opset 13: floor(half_pixel + 0.5), as rounding says."""
+    if node.get_attr_value("coordinate_transformation_mode") in _OLD_MODES:
+        node.set_attr("coordinate_transformation_mode", "half_pixel")
+        node.set_attr("nearest_mode", "round_prefer_ceil")
+
+
+_OLD_MODES = ("tf_half_pixel_for_nn", b"tf_half_pixel_for_nn")

@@ -66,12 +66,13 @@ def _maker(node: Any) -> Callable[[Any, Prepare], Any] | None:
     return makers.get(node.target._name) if is_control else None
 
 
-def _operands(node: Any) -> tuple[Any, ...]:
+def _operands(node: Any) -> tuple[list[Any], ...]:
     """What the scripted module is called with: lists of tensors."""
-    if node.target._name == "cond":
+    name = node.target._name
+    if name == "cond":
         condition, _, _, operands = node.args
         return [condition], list(operands)
-    if node.target._name == "while_loop":
+    if name == "while_loop":
         _, _, carried, captured = node.args
         return list(carried), list(captured)
     _, carried, rows, captured = node.args
@@ -91,7 +92,11 @@ def _branch(arguments: Any, prepare: Prepare) -> Any:
         def forward(
             self, condition: list[torch.Tensor], operands: list[torch.Tensor]
         ) -> list[torch.Tensor]:
-            return self.yes(operands) if bool(condition[0]) else self.no(operands)
+            if bool(condition[0]):
+                chosen: list[torch.Tensor] = self.yes(operands)
+            else:
+                chosen = self.no(operands)
+            return chosen
 
     _, yes, no, operands = arguments
     return Branch([_traced(body, operands, prepare) for body in (yes, no)])
@@ -141,10 +146,10 @@ def _scan(arguments: Any, prepare: Prepare) -> Any:
                 results = self.body(carried + step + captured)
                 carried = results[: self.count]
                 made.append(results[self.count :])
-            stacked = carried
+            stacked: list[torch.Tensor] = []
             for place in range(len(made[0])):
-                stacked = stacked + [torch.stack([each[place] for each in made])]
-            return stacked
+                stacked += [torch.stack([each[place] for each in made])]
+            return carried + stacked
 
     body, carried, rows, captured = arguments
     operands = (*carried, *(row[0] for row in rows), *captured)

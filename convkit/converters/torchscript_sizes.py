@@ -114,8 +114,8 @@ def _call_by_name(node: Any) -> None:
         node.target = _sliced
     elif node.args and isinstance(node.args[0], torch.fx.Node) and hasattr(torch.Tensor, name):
         node.op, node.target = "call_method", name
-    elif hasattr(torch, name):
-        node.target = getattr(torch, name)
+    elif hasattr(torch, name) or hasattr(torch._C._nn, name):
+        node.target = getattr(torch if hasattr(torch, name) else torch._C._nn, name)
 
 
 def _sliced(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:

@@ -51,9 +51,11 @@ def plain(message: str) -> str:
 
 def run_line(message: str) -> str:
     """One short line of what the runtime said when a run failed: the node, and what it minds."""
-    found = _AT_NODE.search(plain(message))
+    inner = plain(message)
+    begin = inner.rfind("Non-zero status code returned")  # of bodies, the innermost says why
+    found = _AT_NODE.search(inner, max(begin, 0))
     if not found:
-        return plain(message)[:400]
+        return inner[:400]
     operator, node, said = found.groups()
     said = re.sub(r"/onnxruntime_src/\S+:\d+ ", "", said)
     said = re.sub(r"^[\w:<>*& ]*?(\w+::)?(\w+)\(.*?\)(?: \[with .*?\])? ", "", said)

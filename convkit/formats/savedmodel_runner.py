@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convkit.artifact import Opening
+from convkit.artifact import Opening, TensorSpec
 from convkit.errors import StepError
 from convkit.step import Feeds, Outputs, Runner, Sizes
 from convkit.tensorflow_feeds import arranged, draw_example
 from convkit.tensorflow_graph import freeze_saved_model, run
 from convkit.tensorflow_session import SavedModelSession
+from convkit.tensorflow_signature import channels_last_names
 
 
 class SavedModelRunner(Runner):
@@ -29,7 +30,8 @@ class SavedModelRunner(Runner):
         self._opened: SavedModelSession | None = SavedModelSession(path, opening.signature)
         signature = self._opened.signature
         self._ports = signature.inputs
-        self.inputs = opening.inputs or tuple(port.spec for port in signature.inputs)
+        self.channels_last = channels_last_names(path)
+        self.inputs = self._specs(opening)
         self.outputs = tuple(port.spec for port in signature.outputs)
         self._saver = saver
         self._looks_up = looks_up
@@ -37,6 +39,13 @@ class SavedModelRunner(Runner):
             [port.tensor for port in signature.outputs],
             feed_list=[port.tensor for port in signature.inputs],
         )
+
+    def _specs(self, opening: Opening) -> tuple[TensorSpec, ...]:
+        """As given; but what has its channels elsewhere than in its source, as the model says."""
+        own = {port.name: port.spec for port in self._ports}
+        moved = {name: own[name] for name in self.channels_last if name in own}
+        given = opening.inputs or tuple(own.values())
+        return tuple(moved.get(spec.name, spec) for spec in given)
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name, in the signature's order.

@@ -201,7 +201,7 @@ def _skeleton(tree: Mapping[str, Any]) -> Any:
     children = [_skeleton(child) for child in tree["children_spec"]]
     keys = json.loads(tree["context"])
     has_keys = isinstance(keys, list) and len(keys) == len(children)
-    return dict(zip(map(str, keys), children, strict=True)) if has_keys else children
+    return dict(zip(keys, children, strict=True)) if has_keys else children
 
 
 def _user_arguments(program: Mapping[str, Any], side: str) -> list[dict[str, Any]]:

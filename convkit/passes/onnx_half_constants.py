@@ -52,6 +52,11 @@ class Half:
     exact_integer: int
 
     @property
+    def smallest_normal(self) -> float:
+        """The smallest number with all digits: 2^-14 in fp16, 2^-126 in bf16."""
+        return self.spacing * self.exact_integer / 2
+
+    @property
     def dtype(self) -> ir.DataType:
         """The type in onnx-ir."""
         import onnx_ir as ir

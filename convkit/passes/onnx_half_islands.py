@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from convkit.onnx_typing import bodies_of, nodes_of, opset_of
 from convkit.passes.onnx_half_constants import Constant, Half, tensor_of
 from convkit.passes.onnx_half_groups import Group, groups_of
+from convkit.passes.onnx_half_logarithms import small_before_logarithms
 from convkit.passes.onnx_half_masks import MASK, Masks, find_masks
 from convkit.passes.onnx_half_origins import ANGLE_OPERATORS, Origins, trace
 from convkit.passes.onnx_half_ranges import Range, Ranges
@@ -182,6 +183,7 @@ class _Judge:
             why = self._too_large(value) or self._uncountable(value)
             if why:
                 flagged[value] = why
+        flagged |= small_before_logarithms(self._nodes, self._ranges, self._plan.half)
         for node in self._nodes:
             if node.op_type in _EXPONENTIAL and is_float(node.inputs[0]):
                 self._flag_exponent(node.inputs[0])
@@ -312,7 +314,8 @@ class _Judge:
             return next((flagged[v] for v in node.outputs if v in flagged), "")
         for value in (*node.outputs, *node.inputs):
             if value is not None and value in flagged:
-                return f"{flagged[value]} in '{value.name}'"
+                why = flagged[value]
+                return why if why.endswith("'") else f"{why} in '{value.name}'"
         return ""
 
     def _why_constants(self, node: ir.Node, slots: Slots) -> str:

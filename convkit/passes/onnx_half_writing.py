@@ -55,14 +55,16 @@ def write_model(model: ir.Model, out: Path, folder: Path) -> None:
 
 
 def _take_weights(model: ir.Model) -> dict[str, Any]:
-    """Takes the larger initializers out of the graph, leaving their places."""
+    """Takes initializers that are large or on disk out of the graph, leaving their places."""
     import onnx_ir as ir
 
     taken = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        is_large = tensor is not None and tensor.nbytes > SMALL_BYTES
-        if is_large and tensor is not None and tensor.dtype != ir.DataType.STRING:
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        # A small tensor with a long name counts as large where the model is read.
+        if tensor.nbytes > SMALL_BYTES or isinstance(tensor, ir.ExternalTensor):
             taken[name] = tensor
             value.const_value = ir.ExternalTensor(
                 "-", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name

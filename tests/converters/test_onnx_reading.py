@@ -113,7 +113,13 @@ def suite() -> list[onnx.backend.test.case.test_case.TestCase]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("known", [ALL, PRIMITIVE], ids=["as they are", "taken apart"])
+@pytest.mark.parametrize(
+    "known",
+    [
+        pytest.param(ALL, id="as they are"),
+        pytest.param(PRIMITIVE, id="taken apart", marks=pytest.mark.slow),
+    ],
+)
 def test_every_model_of_the_official_suite_reads_and_computes_the_same(
     known: set[tuple[str, str]], tmp_path: Path
 ) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-tf = pytest.importorskip("tensorflow", reason="SavedModels are written with TensorFlow")
+pytest.importorskip("tensorflow", reason="SavedModels are written with TensorFlow")
 pytest.importorskip("onnx", reason="models are built with the onnx package")
 pytest.importorskip("onnxruntime", reason="the reference is ONNX Runtime")
 
 from onnx import TensorProto, helper
 
+from convkit.tensorflow_import import import_tensorflow
 from tests.converters.test_onnx_to_savedmodel import agree, converted, operators, random
 from tests.onnx_files import make_model, make_value
 
+tf = import_tensorflow()
 FLOAT = TensorProto.FLOAT
 
 
@@ -75,7 +77,8 @@ def test_what_would_be_larger_than_its_weights_is_computed_in_each_run(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("operator", "shape", "axis"), [("Conv", (48, 16, 3, 3), 0), ("ConvTranspose", (32, 24, 3, 2), 1)]
+    ("operator", "shape", "axis"),
+    [("Conv", (48, 16, 3, 3), 0), ("ConvTranspose", (32, 24, 3, 2), 1)],
 )
 def test_quantized_weights_of_convolutions_are_int8_and_never_turned(
     operator: str, shape: tuple[int, ...], axis: int, tmp_path: Path

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-tf = pytest.importorskip("tensorflow", reason="SavedModels are written with TensorFlow")
+pytest.importorskip("tensorflow", reason="SavedModels are written with TensorFlow")
 pytest.importorskip("tf2onnx", reason="the way there is tf2onnx")
-runtime = pytest.importorskip("onnxruntime", reason="the reference of the way back")
+pytest.importorskip("onnxruntime", reason="the reference of the way back")
 
 from convkit import samples
 from convkit.artifact import Artifact, Opening
@@ -45,7 +45,9 @@ def run(artifact: Artifact, feeds: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def computed_by_onnx(path: Path, feeds: Mapping[str, Any]) -> dict[str, Any]:
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
@@ -77,9 +79,7 @@ def _tiny_models() -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", _tiny_models(), ids=lambda model: model.name)
-def test_small_pytorch_networks_compute_the_same_as_savedmodels(
-    model: Any, tmp_path: Path
-) -> None:
+def test_small_pytorch_networks_compute_the_same_as_savedmodels(model: Any, tmp_path: Path) -> None:
     from tests.converters.test_onnx_to_torch_round_trip import to_onnx as export
 
     export(model, model.factory(), tmp_path / "model.onnx")

@@ -257,6 +257,19 @@ def test_quantized_weights_stay_integers(tmp_path: Path) -> None:
     assert not any(name == "q" for name, _ in module.named_parameters())
 
 
+def test_weights_quantized_by_hand_stay_integers(tmp_path: Path) -> None:
+    quantized = np.random.default_rng(0).integers(-127, 127, (300, 300)).astype(np.int8)
+    nodes = [
+        node("Cast", ["q"], ["f"], to=FLOAT),
+        node("Mul", ["f", "scale"], ["w"]),
+        node("MatMul", ["x", "w"], ["y"]),
+    ]
+    weights = {"q": quantized, "scale": np.float32(1 / 2000)}
+    path = saved(tmp_path, nodes, {"x": ["n", 300]}, ["y"], weights)
+    module = imported(path, numbers(2, 300))
+    assert [t.dtype for t in module.state_dict().values() if t.numel() > 1] == [torch.int8]
+
+
 def test_text_is_refused(tmp_path: Path) -> None:
     from onnx import TensorProto
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def exports(module: Any, path: Path, *feeds: Any, again: tuple[Any, ...] = ()) -> Any:
-    program = exported(module, [torch.from_numpy(np.array(feed)) for feed in feeds])
+    samples = [[torch.from_numpy(np.array(feed)) for feed in each] for each in (feeds, again)]
+    program = exported(module, samples[0], samples=samples if again else ())
     assert_agrees(program.module(), path, again or feeds)
     return program
 
@@ -150,3 +151,106 @@ def test_sequence_map_applies_its_body_to_each_element(tmp_path: Path) -> None:
     path = saved(tmp_path, nodes, inputs, ["y"])
     module = imported(path, numbers(2), numbers(3), numbers(1))
     exports(module, path, numbers(2), numbers(3), numbers(1))
+
+
+def _counting(bound: str) -> Any:
+    """As TensorFlow's loops come: a counter and a weight are carried, the bound is asked for."""
+    body = [
+        node("Add", ["counter", "one"], ["next_counter"]),
+        node("MatMul", ["state", "matrix"], ["next"]),
+        node("Cast", ["next_counter"], ["reached"], to=FLOAT),
+        node("Cast", [bound], ["end"], to=FLOAT),
+        node("Less", ["reached", "end"], ["below"]),
+        node("Less", ["i", bound], ["within"]),
+        node("And", ["below", "within"], ["go_on"]),
+        node("Identity", ["matrix"], ["same"]),
+        node("Identity", ["next"], ["row"]),
+    ]
+    return graph(
+        body,
+        "body",
+        [
+            value("i", INT64, []),
+            value("go", BOOL, []),
+            value("counter", INT64, []),
+            value("state", FLOAT, None),
+            value("matrix", FLOAT, [2, 2]),
+        ],
+        [
+            value("go_on", BOOL, []),
+            value("next_counter", INT64, []),
+            value("next", FLOAT, None),
+            value("same", FLOAT, [2, 2]),
+            value("row", FLOAT, None),
+        ],
+    )
+
+
+def _counting_model(folder: Path, bound: str) -> Path:
+    nodes = [
+        node("Shape", ["long"], ["s"]),
+        node("Squeeze", ["s"], ["count"]),
+        node(
+            "Loop",
+            ["count", "true", "zero", "x", "w"],
+            ["counted", "last", "w_out", "rows"],
+            body=_counting(bound),
+        ),
+    ]
+    weights = {
+        "w": numbers(2, 2) / 2,
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "three": np.int64(3),
+        "true": np.bool_(True),
+    }
+    outputs = ["counted", "last", "w_out", "rows"]
+    inputs = {"x": ["n", 2], "long": ["steps"]}
+    return saved(folder, nodes, inputs, outputs, weights, {"counted": INT64})
+
+
+def test_a_loop_whose_condition_only_counts_becomes_scan(tmp_path: Path) -> None:
+    path = _counting_model(tmp_path, "count")
+    module = imported(path, numbers(3, 2), numbers(5))
+    assert "True, (" in module.program.source  # nothing but the trip count ends it
+    program = exports(module, path, numbers(3, 2), numbers(5), again=(numbers(4, 2), numbers(9)))
+    assert any(n.target is torch.ops.higher_order.scan for n in program.graph.nodes)
+
+
+def test_a_loop_that_its_counter_ends_early_keeps_its_condition(tmp_path: Path) -> None:
+    path = _counting_model(tmp_path, "three")
+    module = imported(path, numbers(3, 2), numbers(5))
+    assert "True, (" not in module.program.source
+    assert_agrees(module, path, [numbers(3, 2), numbers(2)])
+
+
+def test_what_no_iteration_changes_is_not_carried(tmp_path: Path) -> None:
+    module = imported(_counting_model(tmp_path, "count"), numbers(3, 2), numbers(4))
+    call = next(line for line in module.program.source.splitlines() if "operators.loop" in line)
+    assert call.split("=")[0].count(",") == 2  # the counter, the state, the rows
+    assert isinstance(next(module.children()), torch.nn.Linear)  # the matrix is a layer now
+
+
+def test_a_recurrent_network_within_a_branch_is_captured(tmp_path: Path) -> None:
+    then = graph(
+        [node("LSTM", ["x", "wi", "wh"], ["t"], hidden_size=3)],
+        "then",
+        [],
+        [value("t", FLOAT, None)],
+    )
+    other = graph([node("LSTM", ["x", "wo", "wh"], ["e"], hidden_size=3)], "else", [],
+                  [value("e", FLOAT, None)])  # fmt: skip
+    nodes = [
+        node("ReduceSum", ["x"], ["s"], keepdims=0),
+        node("Greater", ["s", "zero"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=then, else_branch=other),
+    ]
+    weights = {
+        "wi": numbers(1, 12, 4),
+        "wo": numbers(1, 12, 4, seed=1),
+        "wh": numbers(1, 12, 3, seed=2),
+        "zero": np.float32(0),
+    }
+    path = saved(tmp_path, nodes, {"x": ["time", "batch", 4]}, ["y"], weights)
+    positive = np.abs(numbers(5, 2, 4))
+    exports(imported(path, positive), path, positive, again=(-np.abs(numbers(5, 3, 4)),))

@@ -18,6 +18,7 @@ from convkit.converters.onnx_to_torch.exporting import exported
 from convkit.converters.torch_to_onnx.callable import quiet
 from convkit.samples import draw
 from convkit.torch_values import named_tensors, to_tensor
+from tests.classic_models import CLASSIC_MODELS
 from tests.material import material_file
 from tests.tiny_models import TINY_MODELS, TinyModel
 
@@ -33,7 +34,10 @@ def feeds(model: TinyModel, sizes: dict[str, int], seed: int) -> tuple[Any, ...]
 
 
 def to_onnx(model: TinyModel, network: Any, path: Path) -> None:
-    """By the newer exporter; by the older one where that gives up (Einsum, recurrent networks)."""
+    """By the newer exporter; by the older one where that gives up (Einsum), and for recurrent
+
+    networks, whose length the newer one fixes in a Reshape.
+    """
     names = [spec.name for spec in model.inputs]
     axes = [
         {a: name for a, name in enumerate(spec.shape) if isinstance(name, str)}
@@ -41,8 +45,11 @@ def to_onnx(model: TinyModel, network: Any, path: Path) -> None:
     ]
     shapes = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in axes)
     given = feeds(model, _SIZES, 0)
+    is_recurrent = any(isinstance(part, torch.nn.RNNBase) for part in network.modules())
     with quiet():
         try:
+            if is_recurrent:
+                raise NotImplementedError
             torch.onnx.export(
                 network, given, path, dynamo=True, dynamic_shapes=shapes, input_names=names
             )
@@ -53,16 +60,17 @@ def to_onnx(model: TinyModel, network: Any, path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("model", TINY_MODELS, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*TINY_MODELS, *CLASSIC_MODELS], ids=lambda model: model.name)
 def test_small_networks_come_back_and_export_dynamically(model: TinyModel, tmp_path: Path) -> None:
-    network = model.factory()
+    network = model.module().eval() if model in CLASSIC_MODELS else model.factory()
     to_onnx(model, network, tmp_path / "model.onnx")
     module = module_of(tmp_path / "model.onnx")
     given = feeds(model, _SIZES, 0)
     notes: list[str] = []
-    program = exported(module, given, note=notes.append)
+    other = feeds(model, _OTHER_SIZES, 1)
+    program = exported(module, given, note=notes.append, samples=[given, other])
     assert notes == []
-    for run, inputs in ((module, given), (program.module(), feeds(model, _OTHER_SIZES, 1))):
+    for run, inputs in ((module, given), (program.module(), other)):
         with torch.no_grad():
             wanted = [tensor for _, tensor in named_tensors(network(*inputs))]
             got = list(run(*inputs))

@@ -96,9 +96,11 @@ def test_exported_keras_models_agree_with_keras_eager(name: str, tmp_path: Path)
         feeds = samples.draw(conversion.source.inputs, sizes, seed)
         arrays = list(feeds.values())
         result = model(arrays if len(arrays) > 1 else arrays[0], training=False)
-        leaves = result if isinstance(result, dict) else tf.nest.flatten(result)
-        names = leaves if isinstance(leaves, dict) else [f"output_{i}" for i in range(len(leaves))]
-        expected = dict(zip(names, tf.nest.flatten(result), strict=True))
+        if isinstance(result, dict):
+            expected = result
+        else:
+            leaves = tf.nest.flatten(result)
+            expected = {f"output_{i}": leaf for i, leaf in enumerate(leaves)}
         got = conversion.run(feeds)
         assert_close({name: expected[name] for name in got}, got, _FP32)
 
@@ -315,7 +317,17 @@ def test_basic_pitch_agrees_with_the_onnx_its_authors_ship(tmp_path: Path) -> No
 def test_the_command_converts_basic_pitch_and_loads_tensorflow_once(tmp_path: Path) -> None:
     out = tmp_path / "pitch.onnx"
     source = str(material.basic_pitch_folder())
-    command = [sys.executable, "-m", "convkit", "convert", source, "--to", "onnx", "-o", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "convkit.cli",
+        "convert",
+        source,
+        "--to",
+        "onnx",
+        "-o",
+        str(out),
+    ]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
     assert report["passed"]

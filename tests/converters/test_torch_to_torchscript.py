@@ -34,7 +34,13 @@ def source_of(model: TinyModel, inputs: tuple[TensorSpec, ...] | None = None) ->
     return Artifact(path, "torch", Precision.FP32, opening.inputs, (), (), opening)
 
 
-@pytest.mark.parametrize("model", _TINY, ids=lambda model: model.name)
+_QUICK = ("conv_bn_relu", "lstm", "norms", "self_attention", "topk_sort")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, id=m.name, marks=() if m.name in _QUICK else pytest.mark.slow) for m in _TINY],
+)
 def test_networks_agree_with_eager_at_every_shape(model: TinyModel, tmp_path: Path) -> None:
     recorded = record(torch_format, source_of(model))
     out = tmp_path / "model.pt"
@@ -79,3 +85,61 @@ def test_higher_order_control_flow_is_refused_with_the_reason(name: str, tmp_pat
     model = next(model for model in tiny_models.TINY_MODELS if model.name == name)
     with pytest.raises(UnsupportedError, match="cannot be"):
         climb(torch_to_torchscript, record(torch_format, source_of(model)), tmp_path / "model.pt")
+
+
+class Spread(torch.nn.Module):
+    """Branches by the data, loops as often as there are rows, and sums as it goes."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Runs the network."""
+        from torch._higher_order_ops.scan import scan
+
+        def more(step, total):  # type: ignore[no-untyped-def]
+            return step < 3
+
+        def add(step, total):  # type: ignore[no-untyped-def]
+            return step + 1, total + x.mean()
+
+        start = torch.zeros((), dtype=torch.int64)
+        chosen = torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, (x,))
+        total = torch.while_loop(more, add, (start, torch.zeros(())))[1]
+        last, sums = scan(lambda a, b: (a + b, (a + b) * 2), torch.zeros(x.shape[1]), x)
+        return {"chosen": chosen, "total": total.clone(), "last": last, "sums": sums}
+
+
+def test_control_flow_of_an_exported_program_stays_control_flow(tmp_path: Path) -> None:
+    batch = {"x": {0: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(Spread(), (torch.ones(4, 3),), dynamic_shapes=batch)
+    path = tmp_path / "spread.pt2"
+    torch.export.save(program, path)
+    described = torch_format.describe(path, Opening())
+    source = Artifact(path, "torch", Precision.FP32, described.inputs, described.outputs)
+    assert climb(torch_to_torchscript, record(torch_format, source), tmp_path / "m.pt") == "trace"
+    compiled = torch.jit.load(tmp_path / "m.pt")
+    for x in (torch.rand(7, 3), -torch.rand(2, 3)):
+        wanted = Spread()(x)
+        got = dict(zip(sorted(wanted), [v for _, v in sorted(compiled(x).items())], strict=True))
+        torch.testing.assert_close(got, wanted)
+
+
+class Sizes(torch.nn.Module):
+    """Cuts and fills by sizes."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Runs the network."""
+        cut = x[:, : torch.sym_min(x.shape[1], 6)]
+        return cut * 2, x.new_ones([torch.sym_max(x.shape[1] - 3, 2)])
+
+
+def test_arithmetic_of_sizes_in_an_exported_program_is_traced(tmp_path: Path) -> None:
+    sizes = {"x": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+    program = torch.export.export(Sizes(), (torch.ones(4, 9),), dynamic_shapes=sizes)
+    path = tmp_path / "sizes.pt2"
+    torch.export.save(program, path)
+    described = torch_format.describe(path, Opening())
+    source = Artifact(path, "torch", Precision.FP32, described.inputs, described.outputs)
+    assert climb(torch_to_torchscript, record(torch_format, source), tmp_path / "m.pt") == "trace"
+    compiled = torch.jit.load(tmp_path / "m.pt")
+    for shape in ((2, 8), (3, 7), (1, 12)):
+        x = torch.rand(shape)
+        torch.testing.assert_close(tuple(compiled(x)), Sizes()(x))

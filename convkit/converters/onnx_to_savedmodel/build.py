@@ -83,7 +83,9 @@ def _write(function: Function, traced: Any, out: Path) -> None:
         {key: name for name, key in function.input_keys.items()},
         {key: name for name, key in function.output_keys.items()},
     )
-    signature.write_order(out, function.ends.inputs, function.ends.outputs)
+    ends = function.ends
+    last = sorted({*ends.last_inputs, *ends.last_outputs})
+    signature.write_order(out, ends.inputs, ends.outputs, last)
     signature.write_extra(out, "convkit_values.json", function.values())
 
 

@@ -102,7 +102,7 @@ def _computed(node: ir.Node, folder: Path) -> list[np.ndarray[Any, Any]] | None:
     proto = ir.to_proto(node)
     assert isinstance(proto, onnx.NodeProto)
     feeds = {
-        value.name: array_of(value.const_value, folder)
+        value.name or "": array_of(value.const_value, folder)
         for value in node.inputs
         if value is not None and value.const_value is not None
     }

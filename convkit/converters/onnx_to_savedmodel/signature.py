@@ -90,12 +90,19 @@ def _rekey(fields: Any, names: Mapping[str, str]) -> None:
         fields[names.get(key, key)].CopyFrom(entry)
 
 
-def write_order(folder: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def write_order(
+    folder: Path, inputs: Sequence[str], outputs: Sequence[str], channels_last: Sequence[str] = ()
+) -> None:
     """Keeps the order of inputs and outputs, which a signature does not have.
+
+    Also which of them have their channels at the end although the source has them second.
 
     Source: `assets.extra` is SavedModel's place for files of others (saved_model/README.md).
     """
-    write_extra(folder, "convkit_signature.json", {"inputs": [*inputs], "outputs": [*outputs]})
+    document = {"inputs": [*inputs], "outputs": [*outputs]}
+    if channels_last:
+        document["channels_last"] = [*channels_last]
+    write_extra(folder, "convkit_signature.json", document)
 
 
 def write_extra(folder: Path, name: str, document: Any) -> None:

@@ -139,7 +139,6 @@ class Tracer:
         _give_ranks(node, results)
         return [_held(result, is_last) for result in results]
 
-
     def _kernel_keywords(
         self, node: ir.Node, call: Call, inputs: list[Value], keywords: dict[str, Any]
     ) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def _captured(
     found: list[torch.export.ExportedProgram] = []
     first: Exception | None = None
     for way in ("oblivious", "dynamic", "automatic") if any(axes.values()) else ("fixed",):
+        if way == "automatic" and found:
+            break  # it differs where PyTorch refuses what is declared, not in what it assumes
         made, failure = _attempt(module, feeds, axes, way)
         first = first or failure
         if made is None:

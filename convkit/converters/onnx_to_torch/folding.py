@@ -43,6 +43,8 @@ def emit_folded(scope: Scope, node: ir.Node) -> bool:
         return False
     if any(scope_bound_is_variable(scope, value) for value in node.inputs):
         return False
+    if _widens(node, weights):
+        return False
     made = _identity(node, weights) or _transposed(node, weights) or _evaluated(node, weights)
     if made is None:
         return False
@@ -53,6 +55,14 @@ def emit_folded(scope: Scope, node: ir.Node) -> bool:
 def scope_bound_is_variable(scope: Scope, value: ir.Value | None) -> bool:
     """Whether a value is a run-time tensor."""
     return value is not None and isinstance(scope.bound(value), Variable)
+
+
+def _widens(node: ir.Node, weights: list[Weight | None]) -> bool:
+    """Whether a large weight of small integers would become floats: quantized by hand."""
+    weight, made = weights[0] if weights else None, node.outputs[0].dtype
+    if node.op_type != "Cast" or weight is None or made is None:
+        return False
+    return weight.element_count > _LARGE_COUNT and 2 * weight.dtype.bitwidth <= made.bitwidth // 2
 
 
 def _identity(node: ir.Node, weights: list[Weight | None]) -> Weight | None:

@@ -36,7 +36,7 @@ def dft(
     if swap is not None:
         moved = tf.transpose(moved, swap)
         moved = tf.ensure_shape(moved, [None] * (rank_of(x) - 1) + [x.shape[-1]])
-    complex_part = _complex(moved)
+    complex_part = _complex(moved, is_onesided=bool(onesided) and not inverse)
     if dft_length is None:
         length = sizes_of(moved)[-2]
         length = 2 * (length - 1) if onesided and inverse else length
@@ -65,12 +65,17 @@ def _swap(rank: int, axis: Int) -> Any:
     return tf.where(order == place, rank - 2, tf.where(order == rank - 2, place, order))
 
 
-def _complex(x: tf.Tensor) -> tf.Tensor:
-    """Real or complex numbers out of their parts, in a dtype that has a transform."""
+def _complex(x: tf.Tensor, *, is_onesided: bool) -> tf.Tensor:
+    """Real or complex numbers out of their parts, in a dtype that has a transform.
+
+    Where the number of parts is known at run time only, half a transform means real numbers.
+    """
     wide = x if x.dtype in (tf.float32, tf.float64) else tf.cast(x, tf.float32)
-    if wide.shape[-1] == 1:
+    count = wide.shape[-1]
+    if count == 1 or (count is None and is_onesided):
         return wide[..., 0]
-    return tf.complex(wide[..., 0], wide[..., 1])
+    imaginary = wide[..., 1] if count is not None else tf.reduce_sum(wide[..., 1:2], -1)
+    return tf.complex(wide[..., 0], imaginary)
 
 
 def _parts(x: tf.Tensor) -> tf.Tensor:
@@ -113,7 +118,7 @@ def stft(
     onesided: int = 1,
 ) -> tf.Tensor:
     """ONNX STFT: (batch, frames, frequencies, 2)."""
-    x = _complex(signal)
+    x = _complex(signal, is_onesided=bool(onesided))
     if frame_length is not None:
         length: Any = scalar(frame_length, tf.int32)
     else:
