@@ -21,6 +21,7 @@ _VARIABLE = re.compile(r"^(VarHandleOp|VariableV2|Variable|TemporaryVariable|Rea
 _PYTHON = re.compile(r"^(PyFunc|PyFuncStateless|EagerPyFunc|NumpyFunction|Py_?[Cc]all)$")
 _CASE = re.compile(r"^((Stateless)?Case|_SwitchN)$")
 """Source: the second is what TensorFlow's optimizer makes of the first."""
+_SETS = re.compile(r"^(Dense|Sparse)To(Dense|Sparse)SetOperation$")
 _OPENED = re.compile(r"^(Iterator|OneShotIterator|QueueDequeue|FIFOQueue|ReaderRead)")
 
 _NO_TEXT = "This TensorFlow graph works on strings, which ONNX runtimes and TensorRT do not."
@@ -63,6 +64,16 @@ def refuse_untranslatable(frozen: FrozenGraph) -> None:
         "This TensorFlow graph chooses among functions by a number (tf.switch_case), which tf2onnx "
         "cannot express.",
         "Write the choice with tf.cond.",
+    )
+    _refuse(
+        [
+            f"{node.op} in {node.name}"
+            for node in nodes
+            if _SETS.match(node.op) and node.attr["set_operation"].s != b"union"
+        ],
+        "This TensorFlow graph takes differences or intersections of sets; what tf2onnx makes of "
+        "them fails where the result is empty.",
+        "Compare the elements with tf.equal and tf.reduce_any.",
     )
     _refuse(
         _named(nodes, _OPENED),

@@ -1,4 +1,4 @@
-"""Quantized ONNX to SavedModel through the pipeline: ONNX Runtime's quantizers wrote the sources."""
+"""Quantized ONNX to SavedModel through the pipeline; ONNX Runtime quantized the sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""There and back: graphs born in TensorFlow, and small PyTorch networks, over ONNX to SavedModel."""
+"""Graphs born in TensorFlow there and back, and small PyTorch networks, over ONNX."""
 
 from __future__ import annotations
 

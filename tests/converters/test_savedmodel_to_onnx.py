@@ -273,6 +273,21 @@ def test_an_operator_without_translation_is_named_with_its_node(tmp_path: Path) 
     assert not (tmp_path / "model.onnx").exists()
 
 
+def test_a_difference_of_sets_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    """tf2onnx writes a file that loads, and fails as soon as nothing is left."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.int64, n) for n in ("a", "b")])  # type: ignore[untyped-decorator]
+    def call(a: Any, b: Any) -> dict[str, Any]:
+        return {"y": tf.sets.difference(a, b).values}
+
+    module = tf.Module()
+    module.call = call
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=call)
+    with pytest.raises(UnsupportedError, match="intersections of sets") as caught:
+        converted(tmp_path / "m", tmp_path)
+    assert "DenseToDenseSetOperation in " in str(caught.value)
+
+
 def test_a_choice_by_number_is_refused_with_a_way_out(tmp_path: Path) -> None:
     def call(x: Any) -> dict[str, Any]:
         branches = [lambda: x * 2, lambda: x - 1, lambda: x * x]
