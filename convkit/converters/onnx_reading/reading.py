@@ -60,7 +60,22 @@ def read_graph(path: Path, known: Collection[Operator]) -> ir.Model:
         raise ModelError(f"{path} is not a valid ONNX model.", why=lines[0][:400]) from cause
     for node in nodes_of(typed.graph):
         fill_types(node, opset_of(typed, node.domain))
+        _spell_narrow_type(node)
     return typed
+
+
+def _spell_narrow_type(node: ir.Node) -> None:
+    """Writes down the type that a zero point gives a QuantizeLinear, where it is below a byte.
+
+    Frameworks carry such tensors in wider types, from which the range could not be told.
+    """
+    import onnx_ir as ir
+
+    if node.op_type != "QuantizeLinear" or node.domain != "" or "output_dtype" in node.attributes:
+        return
+    dtype = node.outputs[0].dtype
+    if dtype is not None and dtype.bitwidth < 8:
+        node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(dtype))
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
