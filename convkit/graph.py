@@ -133,7 +133,7 @@ class ConverterGraph:
             settled.add(state)
             yield cost, state, steps
             for step in self.steps.values():
-                if not _applies(step, state):
+                if not _applies(step, state) or (steps and _is_of_source(step)):
                     continue
                 order += 1
                 arrived = after(step, state)
@@ -167,6 +167,10 @@ def _applies(step: Step, state: State) -> bool:
         and state[1] is not step.precision
         and state[1].may_become(step.precision)
     )
+
+
+def _is_of_source(step: Step) -> bool:
+    return isinstance(step, Pass) and step.of_source
 
 
 def after(step: Step, state: State) -> State:

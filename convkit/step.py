@@ -232,6 +232,8 @@ class Pass:
         calibrated: needs representative samples.
         loses: one sentence a user understands.
         cost: the planner's weight.
+        of_source: works on a model as users have it (a folder with its configuration), not on what
+            a converter makes.
     """
 
     format: str
@@ -243,6 +245,7 @@ class Pass:
     schemes: tuple[str, ...] = ()
     calibrated: bool = False
     doc: str = ""
+    of_source: bool = False
 
     @property
     def name(self) -> str:
@@ -319,6 +322,7 @@ def precision_pass(
     schemes: Sequence[str] = (),
     calibrated: bool = False,
     cost: float = 1.0,
+    of_source: bool = False,
 ) -> Callable[[Callable[..., None]], Pass]:
     """Makes a function `(source, out, work, *, options...)` the pass of a format to a precision."""
 
@@ -334,6 +338,7 @@ def precision_pass(
             tuple(schemes),
             calibrated,
             inspect.getdoc(function) or "",
+            of_source,
         )
 
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_plan_lowers_precision_as_late_as_possible() -> None:
 def test_plan_lowers_early_where_only_the_source_has_the_pass() -> None:
     found = toy.graph(toy.edge("a", "b"), toy.lowering("a", "fp16"))
     assert names(found.plan(("a", FP32), "b", FP16)) == ["a-fp16", "a-to-b"]
+
+
+def test_plan_spares_what_a_converter_made_a_pass_that_works_on_sources_only() -> None:
+    at_end = replace(toy.lowering("b", "fp16"), of_source=True)
+    found = toy.graph(toy.edge("a", "b"), at_end, toy.lowering("a", "fp16"))
+    assert names(found.plan(("a", FP32), "b", FP16)) == ["a-fp16", "a-to-b"]
+    assert names(found.plan(("b", FP32), "b", FP16)) == ["b-fp16"]
 
 
 def test_plan_keeps_the_precision_when_none_is_asked_for() -> None:

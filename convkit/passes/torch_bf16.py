@@ -57,6 +57,7 @@ def _to_odd_float32(wide: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     accepts=("fp32",),
     loses="five of seven decimal digits of each weight; the range stays",
     cost=1.0,
+    of_source=True,
 )
 def torch_bf16(source: Artifact, out: Path, work: Work) -> None:
     """Writes a Hugging Face folder with weights in bf16."""

@@ -36,6 +36,7 @@ def to_fp16(piece: memoryview, dtype: str) -> memoryview:
     accepts=("fp32",),
     loses="three of seven decimal digits of each weight, and values above 65504",
     cost=1.0,
+    of_source=True,
 )
 def torch_fp16(source: Artifact, out: Path, work: Work) -> None:
     """Writes a Hugging Face folder with weights in fp16; tensors that would overflow stay fp32."""
