@@ -331,7 +331,7 @@ def test_a_disk_too_small_is_said_before_work(model: Path, tiny_disk: Path) -> N
 
 
 _SLOW_RUN = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     import toy_rooms as toy
