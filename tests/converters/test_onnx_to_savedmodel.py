@@ -112,6 +112,16 @@ def test_a_session_finds_the_same_names(tmp_path: Path) -> None:
         np.testing.assert_array_equal(results[name], array)
 
 
+def test_a_weight_with_a_backslash_in_its_name_is_a_variable(tmp_path: Path) -> None:
+    model = make_model(
+        [helper.make_node("MatMul", ["x", "C:\\weights\\w"], ["y"])],
+        [make_value("x", FLOAT, ["n", 2])],
+        [make_value("y", FLOAT, ["n", 3])],
+        {"C:\\weights\\w": random(2, 3)},
+    )
+    agree(tmp_path, converted(model, tmp_path), {"x": random(5, 2)})
+
+
 def test_the_order_of_inputs_and_outputs_is_kept_beside_the_model(tmp_path: Path) -> None:
     out = converted(passing(ODD_INPUTS, ODD_OUTPUTS), tmp_path)
     order = json.loads((out / "assets.extra" / "convkit_signature.json").read_text())

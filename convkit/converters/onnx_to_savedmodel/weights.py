@@ -92,7 +92,7 @@ class Weights:
 
 def plain_name(name: str) -> str:
     """A name as TensorFlow allows it for scopes and variables."""
-    plain = re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name).strip("/")
+    plain = re.sub(r"[^A-Za-z0-9_./>-]", "_", name).strip("/")
     return plain if re.match(r"[A-Za-z0-9.]", plain) else f"n{plain}"
 
 
