@@ -112,14 +112,15 @@ def test_a_session_finds_the_same_names(tmp_path: Path) -> None:
         np.testing.assert_array_equal(results[name], array)
 
 
-def test_a_weight_with_a_backslash_in_its_name_is_a_variable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["\\", '\\"""', "C:\\"])
+def test_a_backslash_in_front_of_every_name_is_kept(prefix: str, tmp_path: Path) -> None:
     model = make_model(
-        [helper.make_node("MatMul", ["x", "C:\\weights\\w"], ["y"])],
-        [make_value("x", FLOAT, ["n", 2])],
-        [make_value("y", FLOAT, ["n", 3])],
-        {"C:\\weights\\w": random(2, 3)},
+        [helper.make_node("MatMul", [f"{prefix}x", f"{prefix}w"], [f"{prefix}y"])],
+        [make_value(f"{prefix}x", FLOAT, ["n", 2])],
+        [make_value(f"{prefix}y", FLOAT, ["n", 3])],
+        {f"{prefix}w": random(2, 3)},
     )
-    agree(tmp_path, converted(model, tmp_path), {"x": random(5, 2)})
+    agree(tmp_path, converted(model, tmp_path), {f"{prefix}x": random(5, 2)})
 
 
 def test_the_order_of_inputs_and_outputs_is_kept_beside_the_model(tmp_path: Path) -> None:
