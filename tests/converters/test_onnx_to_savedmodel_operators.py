@@ -57,18 +57,19 @@ def test_an_operator_agrees_with_the_official_suite(case: backend_suite.Case) ->
 
 
 def _by_turns() -> list[object]:
-    """Every case with dynamic shapes, every third with static ones too.
+    """Every second case with dynamic shapes, every sixth with static ones too.
 
-    With known shapes the backend suite runs them all, see test_onnx_to_savedmodel_backend.py.
+    Neighbours in the suite differ in little, and with known shapes the backend suite runs them all,
+    see test_onnx_to_savedmodel_backend.py.
     """
     cases = [case for case in _single_nodes() if not _SEQUENCE_LENGTH.search(case.name)]
-    pairs = [(case, "dynamic") for case in cases] + [(case, "static") for case in cases[::3]]
+    pairs = [(case, "dynamic") for case in cases[::2]] + [(case, "static") for case in cases[::6]]
     return [pytest.param(case, mode, id=f"{case.name}-{mode}") for case, mode in pairs]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "mode"), _by_turns())
-def test_every_case_agrees_with_dynamic_shapes(case: backend_suite.Case, mode: str) -> None:
+def test_cases_agree_where_shapes_are_not_known(case: backend_suite.Case, mode: str) -> None:
     _check(case, mode)
 
 
