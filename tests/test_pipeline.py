@@ -339,6 +339,8 @@ _SLOW_RUN = """
     from convkit.recipe import Recipe
     from convkit.step import ladder, rung
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
     @rung("slow")
     def slow(source, out, work):
         out.write_text("b fp32")
