@@ -243,7 +243,7 @@ def _check_result(original: Any, result: Any, path: Path, before: int, after: in
     except Exception as cause:  # onnx raises errors of several kinds
         try:
             infer(original)
-        except Exception:
+        except Exception:  # the original's types do not hold either, so they tell nothing
             return
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise UnsupportedError(

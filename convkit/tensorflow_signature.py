@@ -147,7 +147,7 @@ def choose(signatures: Mapping[str, Signature], wanted: str | None, where: Path)
         )
     if wanted is not None:
         if wanted not in signatures:
-            raise UnknownNameError(f"signature of {where}", wanted, signatures)
+            raise UnknownNameError("signature", wanted, signatures)
         return signatures[wanted]
     if DEFAULT_SIGNATURE in signatures:
         return signatures[DEFAULT_SIGNATURE]

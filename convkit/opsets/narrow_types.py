@@ -32,7 +32,7 @@ def typed(model: Any) -> Any:
 
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:
+    except Exception:  # onnx raises errors of several kinds; without types no cast is put in
         return model
 
 
