@@ -1,0 +1,1 @@
+"""ggml's block formats, GGUF files, and the libraries that compute with them."""
