@@ -78,6 +78,7 @@ class Held(Rows):
         self._rows = self._rows.reshape(-1, self.shape[-1])
 
     def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
         return self._rows[begin:end].view(np.uint8)
 
 
@@ -90,9 +91,11 @@ class Reshaped(Rows):
         self._rows, self.shape, self.dtype = rows, tuple(shape), rows.dtype
 
     def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
         return self._rows.stored(begin, end)
 
     def read(self, begin: int, end: int) -> Array:
+        """Rows in float32."""
         return self._rows.read(begin, end)
 
 
@@ -110,9 +113,11 @@ class Selected(Rows):
         self.shape = tuple(shape or (len(index), rows.row_length))
 
     def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
         return self._gathered(self._rows.stored, begin, end)
 
     def read(self, begin: int, end: int) -> Array:
+        """Rows in float32."""
         return self._gathered(self._rows.read, begin, end)
 
     def _gathered(self, read: Callable[[int, int], Array], begin: int, end: int) -> Array:
@@ -136,9 +141,11 @@ class Stacked(Rows):
         self._ends = np.cumsum([part.row_count for part in parts])
 
     def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
         return self._joined("stored", begin, end)
 
     def read(self, begin: int, end: int) -> Array:
+        """Rows in float32."""
         return self._joined("read", begin, end)
 
     def _joined(self, way: str, begin: int, end: int) -> Array:
@@ -165,14 +172,16 @@ class Changed(Rows):
         self.shape, self.dtype = rows.shape, "F32"
 
     def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
         return np.ascontiguousarray(self.read(begin, end), np.float32).view(np.uint8)
 
     def read(self, begin: int, end: int) -> Array:
+        """Rows in float32."""
         return self._change(self._rows.read(begin, end), begin)
 
 
 class Transposed(Rows):
-    """A matrix turned around. It is held whole, in the dtype it is stored in, from its first use."""
+    """A matrix turned around. It is held whole, as it is stored, from its first use."""
 
     def __init__(self, rows: Rows) -> None:
         if len(rows.shape) != 2 or rows.dtype not in (*FLOATS, "BF16"):
@@ -187,4 +196,5 @@ class Transposed(Rows):
         return np.ascontiguousarray(whole.T).view(np.uint8)  # (columns, bytes of a column)
 
     def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
         return self._turned[begin:end]
