@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from convkit.artifact import Artifact, Description, Opening, Precision, TensorSpec
 
@@ -106,6 +106,55 @@ class Runner(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Session(Protocol):
+    """A text in the making: what was fed stays in the model's cache."""
+
+    def feed(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits after each of these tokens: float32 (tokens, vocabulary).
+
+        Raises:
+            StepError: the context is full.
+        """
+
+
+class LanguageRunner(Runner):
+    """A causal language model: token ids in, logits over a vocabulary out, and text both ways.
+
+    It takes `input_ids` and maybe `attention_mask`, int64[batch, sequence], and gives `logits`
+    float[batch, sequence, vocabulary].
+
+    Attributes:
+        end_tokens: ids that end a text.
+        context_length: tokens it was made for; None where nothing says.
+        chat_template: a Jinja template that turns messages into a prompt; "" where there is none.
+        rounding: the KL divergence that the runtime itself causes with these weights, because it
+            rounds activations to eight bits; 0 where it computes in floating point.
+    """
+
+    end_tokens: frozenset[int] = frozenset()
+    context_length: int | None = None
+    chat_template: str = ""
+    rounding: float = 0.0
+
+    @abc.abstractmethod
+    def encode(self, text: str, *, is_prompt: bool = True) -> list[int]:
+        """Token ids of a text; a prompt gets the beginning that the model was trained with.
+
+        Special tokens written out in the text (`<|im_start|>`) count as such.
+
+        Raises:
+            ModelError: there is no tokenizer beside the model.
+        """
+
+    @abc.abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special ones left out."""
+
+    @abc.abstractmethod
+    def session(self) -> Session:
+        """A new text with an empty cache."""
 
 
 @dataclass(frozen=True)

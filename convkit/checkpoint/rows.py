@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+Array = np.ndarray[Any, Any]
 
-FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "F64": np.dtype(np.float64)}
+FLOATS: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "F64": np.dtype(np.float64),
+}
 """Storage dtypes that numpy knows; BF16 is the upper half of F32."""
 
 
@@ -124,7 +127,8 @@ class Selected(Rows):
         index = self._index[begin:end]
         low, high = int(index.min()), int(index.max()) + 1
         if high - low <= 4 * len(index):
-            return read(low, high)[index - low]
+            near: Array = read(low, high)[index - low]
+            return near
         return np.concatenate([read(int(i), int(i) + 1) for i in index])
 
 
