@@ -1,0 +1,47 @@
+"""A language model as a folder: its graph, and beside it what turns text into tokens and back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of a Hugging Face folder that say how to use the weights.
+
+Source: `save_pretrained` of transformers' configs and tokenizers.
+"""
+
+
+def graph_path(out: Path) -> Path:
+    """Where the graph of a result goes: `out` if it is called `.onnx`, else `model.onnx` in it.
+
+    Any other name is a folder's (`SmolLM2-1.7B` has no suffix, whatever pathlib says); it is made.
+    """
+    if out.suffix.lower() == ".onnx":
+        return out
+    out.mkdir(exist_ok=True)
+    return out / "model.onnx"
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copies configuration and tokenizer of a Hugging Face folder into the folder `out`.
+
+    Where `out` is no folder, the graph was asked for as a single file and stays one.
+    """
+    if not out.is_dir():
+        return
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
