@@ -1,0 +1,1 @@
+"""What is known of language-model architectures: tensor names, layouts, metadata, both ways."""

@@ -1,0 +1,219 @@
+"""What a family of architectures is: its names in either world, and what its metadata say."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from convkit.checkpoint.rows import Array
+from convkit.errors import UnsupportedError
+from convkit.families.changes import SAME, Change
+from convkit.families.config import Config
+
+Shape = tuple[int | None, ...]
+"""A shape in GGUF, row-major; None where any size will do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a GGUF tensor comes from in a checkpoint.
+
+    Attributes:
+        names: of the tensors behind it, in order.
+        change: how they become it.
+    """
+
+    names: tuple[str, ...]
+    change: Change = SAME
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of GGUF and the tensors of a checkpoint behind it.
+
+    Attributes:
+        gguf: its name in GGUF.
+        shape: in GGUF.
+        sources: spellings in checkpoints; the first whose tensors are all there serves, and the
+            first of all is what is written on the way back.
+        is_optional: whether models without it are whole.
+    """
+
+    gguf: str
+    shape: Shape
+    sources: tuple[Source, ...]
+    is_optional: bool = False
+
+
+def entry(
+    gguf: str,
+    shape: Sequence[int | None],
+    torch: str,
+    change: Change = SAME,
+    *,
+    optional: bool = False,
+) -> Entry:
+    """An entry with one tensor behind it."""
+    return Entry(gguf, tuple(shape), (Source((torch,), change),), optional)
+
+
+Read = Callable[..., Any]
+"""(key, default) -> a metadata value as Python has it; `ARCH` in the key is the architecture."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the inverse of a family reads: a GGUF file.
+
+    Attributes:
+        get: metadata.
+        shapes: tensor name -> shape, row-major.
+        small: the tensors that speak of positions, read: name -> float32.
+    """
+
+    get: Read
+    shapes: Mapping[str, tuple[int, ...]]
+    small: Mapping[str, Array] = field(default_factory=dict)
+
+
+def nothing(config: Config) -> dict[str, Array]:
+    """No derived tensors."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of architectures that llama.cpp runs with one graph.
+
+    Attributes:
+        architecture: `general.architecture`.
+        model_types: `model_type` of the configurations it takes.
+        classes: transformers' classes it takes; what others compute is not what llama.cpp does.
+        entries: the tensors, from a configuration.
+        metadata: `ARCH.*` and what else it has to say; the vocabulary is not its matter.
+        config: a configuration from a GGUF file, so that transformers computes the same.
+        demands: key of a configuration -> values it may have; absent keys are fine.
+        aliases: (beginning of a name here, beginning in some checkpoints).
+        dropped: regular expression over names in a checkpoint -> why they are not needed.
+        derived: tensors of GGUF that are computed from the configuration.
+        gives_embeddings: whether it gives a vector per token instead of the next token.
+    """
+
+    architecture: str
+    model_types: tuple[str, ...]
+    classes: tuple[str, ...]
+    entries: Callable[[Config], Iterator[Entry]]
+    metadata: Callable[[Config], dict[str, Any]]
+    config: Callable[[Stored], dict[str, Any]]
+    demands: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    aliases: tuple[tuple[str, str], ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Config], dict[str, Array]] = nothing
+    gives_embeddings: bool = False
+
+
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """All families there are."""
+    from convkit.families import known
+
+    names = sorted(found.name for found in pkgutil.iter_modules(known.__path__))
+    modules = (importlib.import_module(f"{known.__name__}.{name}") for name in names)
+    return tuple(module.FAMILY for module in modules)
+
+
+def family_of(config: Config, names: Sequence[str] = ()) -> Family:
+    """The family of a configuration.
+
+    Args:
+        config: of the model.
+        names: of its tensors; with them an unknown architecture is told what it is nearest to.
+
+    Raises:
+        UnsupportedError: no family, another class, or an option that GGUF cannot express.
+    """
+    found = next((f for f in families() if config.model_type in f.model_types), None)
+    if found is None:
+        raise _unknown(config, names)
+    classes = config.whole.get("architectures") or found.classes[:1]
+    if classes[0] not in found.classes:
+        raise UnsupportedError(
+            f"{classes[0]} is no network that llama.cpp runs.",
+            why=f"Of model type '{config.model_type}' it runs {', '.join(found.classes)}.",
+        )
+    for key, accepted in found.demands.items():
+        if key in config and config[key] not in accepted:
+            wanted = " or ".join(repr(value) for value in accepted)
+            raise UnsupportedError(
+                f"llama.cpp's {found.architecture} has no {key} = {config[key]!r}.",
+                why=f"It computes with {wanted}; the result would be another model.",
+            )
+    return found
+
+
+def family_of_architecture(architecture: str) -> Family:
+    """The family of a GGUF file.
+
+    Raises:
+        UnsupportedError: there is none; names the nearest.
+    """
+    known = {family.architecture: family for family in families()}
+    if architecture not in known:
+        near = get_close_matches(architecture, known, n=1, cutoff=0.4)
+        raise UnsupportedError(
+            f"GGUF architecture '{architecture}' has no way back to Hugging Face yet.",
+            why=[f"Known: {', '.join(sorted(known))}", *(f"Nearest: {name}" for name in near)],
+        )
+    return known[architecture]
+
+
+def _unknown(config: Config, names: Sequence[str]) -> UnsupportedError:
+    """An error that says which family comes nearest, and what it has no place for."""
+    known = {kind: family for family in families() for kind in family.model_types}
+    why = [f"Known model types: {', '.join(sorted(known))}"]
+    fits = [(fit, family) for family in families() if (fit := _fit(family, config, names))]
+    if fits:
+        fit, nearest = max(fits, key=lambda pair: pair[0].share)
+        why.append(f"Nearest: {nearest.architecture} ({nearest.model_types[0]})")
+        if fit.foreign:
+            why.append(f"which has no place for {', '.join(fit.foreign[:3])}")
+        if fit.missing:
+            why.append(f"and needs {', '.join(fit.missing[:3])}")
+    near = get_close_matches(config.model_type, known, n=1, cutoff=0.7)
+    return UnsupportedError(
+        f"Model type '{config.model_type}' has no translation to GGUF.",
+        why=why,
+        hint=f"Did you mean '{near[0]}' in config.json?" if near else "",
+        model_type=config.model_type,
+    )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    share: float
+    foreign: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def _fit(family: Family, config: Config, names: Sequence[str]) -> _Fit | None:
+    """How much of a checkpoint a family could place; None where it cannot even be asked."""
+    try:
+        entries = list(family.entries(config))
+    except Exception:  # a configuration of another kind lacks what this family asks it for
+        return None
+    placed = {name for one in entries for source in one.sources for name in source.names}
+    needed = {one.sources[0].names[0] for one in entries if not one.is_optional}
+    present = set(names)
+    shared = placed & present
+    if not shared:
+        return None
+    return _Fit(
+        len(shared) / len(present),
+        tuple(name for name in names if name not in placed),
+        tuple(sorted(needed - present)),
+    )
