@@ -104,6 +104,7 @@ class Opening:
         signature: which signature of a SavedModel; None is the default one.
         input_names, output_names: tensors where a TensorFlow graph begins and ends, where the file
             does not say.
+        adapter: a folder with a low-rank adapter that counts as merged into the weights.
         trust: the user vouches for code inside the model file.
     """
 
@@ -113,6 +114,7 @@ class Opening:
     signature: str | None = None
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
+    adapter: Path | None = None
     trust: bool = False
 
 

@@ -101,18 +101,18 @@ class ConverterGraph:
         Args:
             source: format and precision of the model at hand.
             to: format name.
-            precision: asked for; None keeps the source's.
+            precision: asked for; None keeps the source's, or what converters alone make of it.
 
         Raises:
             UnknownNameError: there is no format `to`.
             NoRouteError: there is no route.
         """
         self.format(to)
-        goal = (to, precision or source[1])
         for cost, state, steps in self._explore(source):
-            if state == goal:
+            is_kept = precision is None and all(isinstance(step, Converter) for step in steps)
+            if state[0] == to and (is_kept or state[1] is precision):
                 return Route(source, steps, cost)
-        raise self._no_route(source, goal)
+        raise self._no_route(source, (to, precision or source[1]))
 
     def reachable(self, source: State) -> dict[State, Route]:
         """Every (format, precision) there is a route to, the source itself included."""
@@ -133,7 +133,7 @@ class ConverterGraph:
             settled.add(state)
             yield cost, state, steps
             for step in self.steps.values():
-                if not _applies(step, state) or (steps and _is_of_source(step)):
+                if not _applies(step, state) or not _has_folder(step, steps):
                     continue
                 order += 1
                 arrived = after(step, state)
@@ -169,13 +169,19 @@ def _applies(step: Step, state: State) -> bool:
     )
 
 
-def _is_of_source(step: Step) -> bool:
-    return isinstance(step, Pass) and step.of_source
+def _has_folder(step: Step, before: Sequence[Step]) -> bool:
+    """Whether what a step works on will be there, if it works on folders as users have them."""
+    if isinstance(step, Converter) or not step.of_source or not before:
+        return True
+    last = before[-1]
+    return last.makes_folder if isinstance(last, Converter) else last.of_source
 
 
 def after(step: Step, state: State) -> State:
     """The (format, precision) a step arrives at from a state."""
-    return (step.target, state[1]) if isinstance(step, Converter) else (state[0], step.precision)
+    if isinstance(step, Converter):
+        return step.target, step.gives.get(state[1], state[1])
+    return state[0], step.precision
 
 
 def _cost(step: Step, state: State) -> float:
@@ -305,6 +311,7 @@ def opening_of(
     signature: str | None = None,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    adapter: Path | None = None,
 ) -> Opening:
     """How a model is to be opened: inputs as the user described them, else read off examples."""
     from convkit import samples
@@ -317,6 +324,7 @@ def opening_of(
         signature=signature,
         input_names=tuple(input_names),
         output_names=tuple(output_names),
+        adapter=adapter,
         trust=trust,
     )
 

@@ -8,10 +8,12 @@ signature; `**kwargs` is refused, so every option is known by name.
 from __future__ import annotations
 
 import abc
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -172,6 +174,8 @@ class Format:
             runtime hides it (ONNX Runtime on x86 computes fp16 in fp32). None: `open` is exact.
         load: the framework's own object (an `nn.Module`) for a converter; None where the path
             is enough.
+        schemes: names that users of this format know for ways of quantizing -> the precision that
+            each belongs to (`q4_k_m`).
     """
 
     name: str
@@ -182,6 +186,36 @@ class Format:
     open: Callable[[Artifact], Runner] | None
     open_exact: Callable[[Artifact], Runner] | None = None
     load: Callable[[Artifact], Any] | None = None
+    schemes: Mapping[str, Precision] = field(default_factory=dict)
+
+
+class Stream(Protocol):
+    """A model on its way, tensor by tensor, from where it lies to where it is written."""
+
+    @property
+    def byte_count(self) -> int:
+        """Exact size of what will be written."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the report."""
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a step works tensor by tensor, so that neighbours on a route need one pass over the disk.
+
+    Attributes:
+        open: what the step begins with, as a context manager that gives a stream: of a converter
+            `(source, work, *, options...)` gives the target's, of a pass `(source, work)` the
+            format's own.
+        change: of a pass: `(stream, work, *, options...)` gives the changed stream.
+        sink: `(stream, out, work)` writes a stream.
+    """
+
+    open: Callable[..., AbstractContextManager[Any]]
+    sink: Callable[[Any, Path, Work], None]
+    change: Callable[..., Any] | None = None
 
 
 @dataclass
@@ -197,6 +231,8 @@ class Work:
         progress: takes (what, done, total); total None where unknown.
         recorded: the route's source with inputs and outputs as its run showed them; waits for it.
             For eager rungs; others get them with their source.
+        calibration: representative data that the user gave for a calibrated pass.
+        is_forced: the user insists, where a step would refuse for the result's sake.
     """
 
     samples: Sequence[Feeds]
@@ -204,6 +240,8 @@ class Work:
     note: Callable[[str], None]
     progress: Callable[[str, int, int | None], None]
     recorded: Callable[[], Artifact] | None = None
+    calibration: Path | None = None
+    is_forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,6 +277,12 @@ class Converter:
         cost: the planner's weight; 1.0 is an ordinary conversion.
         writes_code: whether a result may be Python that this step itself wrote, none of it taken
             from the source, so that the result may be opened to be verified.
+        gives: precisions that the target holds otherwise than the source: quantized weights that
+            are unpacked to floating point, exactly.
+        ending: what the name of a result ends in, for a source; None: as the format's files do.
+        makes_folder: whether a result is a folder as users have them, for passes on such.
+        streaming: how it works tensor by tensor, if it does.
+        label: its name, where it is not that of its formats.
     """
 
     source: str
@@ -249,11 +293,16 @@ class Converter:
     rungs: tuple[Rung, ...]
     doc: str = ""
     writes_code: bool = False
+    gives: Mapping[Precision, Precision] = field(default_factory=dict)
+    ending: Callable[[Artifact], str | None] | None = None
+    makes_folder: bool = False
+    streaming: Streaming | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
         """`torch-to-onnx`."""
-        return f"{self.source}-to-{self.target}"
+        return self.label or f"{self.source}-to-{self.target}"
 
     @property
     def needs(self) -> tuple[Package, ...]:
@@ -282,7 +331,8 @@ class Pass:
         loses: one sentence a user understands.
         cost: the planner's weight.
         of_source: works on a model as users have it (a folder with its configuration), not on what
-            a converter makes.
+            most converters make.
+        streaming: how it works tensor by tensor, if it does.
     """
 
     format: str
@@ -295,6 +345,7 @@ class Pass:
     calibrated: bool = False
     doc: str = ""
     of_source: bool = False
+    streaming: Streaming | None = None
 
     @property
     def name(self) -> str:
@@ -391,6 +442,84 @@ def precision_pass(
         )
 
     return record
+
+
+def streaming_converter(
+    source: str,
+    target: str,
+    *,
+    sink: Callable[[Any, Path, Work], None],
+    carries: Sequence[str],
+    loses: str,
+    needs: Sequence[Package] = (),
+    cost: float = 1.0,
+    gives: Mapping[str, str] = MappingProxyType({}),
+    ending: str | None = None,
+    makes_folder: bool = False,
+) -> Callable[[Callable[..., AbstractContextManager[Any]]], Converter]:
+    """Makes `(source, work, *, options...) -> context manager of a stream` a converter."""
+
+    def record(function: Callable[..., AbstractContextManager[Any]]) -> Converter:
+        def run(source: Artifact, out: Path, work: Work, **options: Any) -> None:
+            with function(source, work, **options) as stream:
+                _sink(stream, out, work, sink)
+
+        made = converter(source, target, carries=carries, loses=loses, needs=needs, cost=cost)(
+            _with_options_of(function, run)
+        )
+        return replace(
+            made,
+            gives={Precision(here): Precision(there) for here, there in gives.items()},
+            ending=None if ending is None else lambda artifact: ending,
+            makes_folder=makes_folder,
+            streaming=Streaming(function, sink),
+        )
+
+    return record
+
+
+def streaming_pass(
+    format: str,
+    precision: str,
+    *,
+    open: Callable[[Artifact, Work], AbstractContextManager[Any]],
+    sink: Callable[[Any, Path, Work], None],
+    accepts: Sequence[str],
+    loses: str,
+    needs: Sequence[Package] = (),
+    schemes: Sequence[str] = (),
+    calibrated: bool = False,
+    cost: float = 1.0,
+) -> Callable[[Callable[..., Any]], Pass]:
+    """Makes `(stream, work, *, options...) -> stream` the pass of a format to a precision."""
+
+    def record(function: Callable[..., Any]) -> Pass:
+        def run(source: Artifact, out: Path, work: Work, **options: Any) -> None:
+            with open(source, work) as stream:
+                _sink(function(stream, work, **options), out, work, sink)
+
+        made = precision_pass(
+            format, precision, accepts=accepts, loses=loses, needs=needs, schemes=schemes,
+            calibrated=calibrated, cost=cost,
+        )(_with_options_of(function, run))  # fmt: skip
+        return replace(made, streaming=Streaming(open, sink, function))
+
+    return record
+
+
+def _sink(stream: Stream, out: Path, work: Work, sink: Callable[[Any, Path, Work], None]) -> None:
+    for text in stream.notes:
+        work.note(text)
+    sink(stream, out, work)
+
+
+def _with_options_of(function: Callable[..., Any], run: Callable[..., None]) -> Callable[..., None]:
+    """`run` under the name and with the options of `function`."""
+    plain = inspect.signature(run).parameters
+    kept = [p for p in plain.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    run = functools.wraps(function)(run)
+    vars(run)["__signature__"] = inspect.Signature([*kept, *_options_of(function).values()])
+    return run
 
 
 def _options_of(function: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
