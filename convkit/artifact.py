@@ -173,7 +173,8 @@ class Artifact:
         """How a command line names it: a path, or a factory with its weights and inputs."""
         opening = self.opening
         if not opening.factory:
-            return shlex.quote(str(self.path))
+            adapter = f" --adapter {shlex.quote(str(opening.adapter))}" if opening.adapter else ""
+            return shlex.quote(str(self.path)) + adapter
         weights = f"{self.path}:{opening.weights_key}" if opening.weights_key else str(self.path)
         named = "" if self.path.suffix == ".py" else f" --weights {shlex.quote(weights)}"
         inputs = (f" --input {shlex.quote(spec.as_option())}" for spec in opening.inputs)

@@ -89,6 +89,7 @@ def _show_plan(recipe: Recipe, as_json: bool) -> None:
 
     job = pipeline.plan(recipe)
     missing = [need.install for need in job.route.missing()]
+    size = None if missing else pipeline.predicted_bytes(job)
     if as_json:
         document = {
             "model": recipe.model,
@@ -97,11 +98,12 @@ def _show_plan(recipe: Recipe, as_json: bool) -> None:
             "route": [step.name for step in job.route.steps],
             "steps": job.route.explain(),
             "out": str(job.destination),
+            "size_bytes": size,
             "missing": missing,
         }
         console.print_json(document)
     else:
-        console.print_plan(job, missing)
+        console.print_plan(job, missing, size)
 
 
 def _run(recipe: Recipe, as_json: bool, quiet: bool, verbose: bool) -> None:

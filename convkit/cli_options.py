@@ -34,6 +34,8 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how a model is to be opened."""
     for option in (
         click.option("--trust", is_flag=True, help="Open files that run code."),
+        click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR",
+                     help="A LoRA adapter, merged into the weights."),
         click.option("--outputs", "output_names", metavar="A,B", callback=_names,
                      help="Tensors where a TensorFlow graph ends."),
         click.option("--inputs", "input_names", metavar="A,B", callback=_names,
@@ -43,7 +45,8 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--input", "inputs", multiple=True, metavar="SPEC",
             help='An input: "x=float32[batch,3,224,224]"; names are dynamic sizes.',
         ),
-        click.option("--samples", type=click.Path(path_type=Path), help="Inputs: .npz, .jsonl."),
+        click.option("--samples", type=click.Path(path_type=Path),
+                     help="Inputs: .npz, .jsonl; of language models .txt."),
         click.option("--weights", metavar="FILE[:KEY]", help="Weights of a factory's network."),
     ):  # fmt: skip
         function = option(function)
@@ -58,11 +61,17 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--layout", type=click.Choice(["preserve", "nhwc-io"]),
                      help="Layout of a SavedModel's images; as in the source by default."),
         click.option("--opset", type=int, help="ONNX opset of the result."),
+        click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
+                     help="Type of the tensors whose names match: attn_v=q6_k."),
+        click.option("--pure", is_flag=True, help="The scheme's own type for every tensor."),
+        click.option("--calibration", type=click.Path(path_type=Path),
+                     help="Representative data: a text, an importance matrix."),
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="An option of a step: onnx-fp16.keep_io=false."),
         click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the result goes."),
         *(click.option(f"--{name}", "precision", flag_value=name, help=f"At {name} precision.")
           for name in ("q4", "int8", "bf16", "fp16")),
+        click.option("--scheme", metavar="NAME", help="How to quantize: q4_k_m, q6_k, iq4_xs."),
         click.option("--to", required=True, metavar="FORMAT", help="Target format."),
     ):  # fmt: skip
         function = option(function)
@@ -77,9 +86,14 @@ def recipe_from(options: dict[str, Any]) -> Recipe:
         model=options["model"],
         to=options["to"],
         precision=options["precision"],
+        scheme=options["scheme"],
         out=options["out"],
         weights=options["weights"],
         samples=options["samples"],
+        calibration=options["calibration"],
+        adapter=options["adapter"],
+        pure=options["pure"],
+        tensor_types=options["tensor_types"],
         inputs=options["inputs"],
         signature=options["signature"],
         input_names=options["input_names"],

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convkit import __version__, graph, judging, resources, verification
+from convkit import __version__, fusing, graph, judging, resources, verification
 from convkit.artifact import Artifact, LineageEntry, Opening, Precision
 from convkit.errors import (
     ConvkitError,
@@ -50,6 +50,7 @@ class Climb:
         last: the step whose result gets the destination's name.
         verifies: False where the user wants no comparison.
         trust: passed on to what opens results.
+        calibration, is_forced: see `Work`.
         listener: hears how it goes on.
     """
 
@@ -60,6 +61,8 @@ class Climb:
     last: Step
     verifies: bool
     trust: bool
+    calibration: Path | None
+    is_forced: bool
     listener: Listener
 
     def take(self, step: Step, source: Artifact, number: int) -> tuple[Artifact, StepReport]:
@@ -137,11 +140,14 @@ class Climb:
                 f"{step.name}: {what}", done, total
             ),
             recorded=lambda: self._recorded(target[0]),
+            calibration=self.calibration,
+            is_forced=self.is_forced,
         )
         _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
-        made = self._describe(step, self._resolved(source), out, target[1])
         if not self.verifies:
+            made = self._describe(step, source, out, target[1])
             return _Attempt(made, verification.Comparison(()))
+        made = self._describe(step, self._resolved(source), out, target[1])
         self.listener.stage(f"Verifying {step.name} ({rung.name})")
         judgement = judging.judge(
             made, self.recorder.recording(), self.converters.format(made.format)
@@ -207,7 +213,7 @@ class Climb:
             raise StepError(f"{step.name} wrote {found.format} where {expected} was due.")
         entry = LineageEntry(
             step=step.name,
-            options=dict(self.options.get(step.name, {})),
+            options=fusing.options_in(step, self.options),
             versions=_versions(step),
             input_sha256=source.sha256(),
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),

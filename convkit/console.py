@@ -169,7 +169,7 @@ def print_checks(checks: Sequence[Check], title: str) -> None:
     stdout().print(table)
 
 
-def print_plan(plan: Plan, missing: Sequence[str]) -> None:
+def print_plan(plan: Plan, missing: Sequence[str], size_bytes: int | None) -> None:
     """What a conversion would do, step by step, and what each step loses."""
     console = stdout()
     source = plan.source
@@ -179,6 +179,8 @@ def print_plan(plan: Plan, missing: Sequence[str]) -> None:
         table.add_row(str(number), row["name"], row["to"], ", ".join(row["rungs"]), row["loses"])
     console.print(table)
     console.print(f"Result: {escape(str(plan.destination))}", soft_wrap=True)
+    if size_bytes is not None:
+        console.print(f"Size:   {size_bytes:,} bytes ({size_bytes / _MIB:.1f} MiB)")
     if missing:
         console.print(f"[yellow]Missing here:[/] {escape(', '.join(dict.fromkeys(missing)))}")
 

@@ -165,7 +165,7 @@ def _applies(step: Step, state: State) -> bool:
         step.format == state[0]
         and state[1] in step.accepts
         and state[1] is not step.precision
-        and state[1].may_become(step.precision)
+        and (step.recasts or state[1].may_become(step.precision))
     )
 
 

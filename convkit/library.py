@@ -26,9 +26,14 @@ def convert(
     *,
     to: str,
     precision: str | None = None,
+    scheme: str | None = None,
     out: str | Path | None = None,
     weights: str | Path | None = None,
     samples: str | Path | None = None,
+    calibration: str | Path | None = None,
+    adapter: str | Path | None = None,
+    pure: bool = False,
+    tensor_types: Sequence[str] = (),
     inputs: Sequence[str] = (),
     signature: str | None = None,
     input_names: Sequence[str] = (),
@@ -51,9 +56,14 @@ def convert(
         model=str(model),
         to=to,
         precision=precision,
+        scheme=scheme,
         out=out or None,
         weights=str(weights) if weights else None,
         samples=samples or None,
+        calibration=calibration or None,
+        adapter=adapter or None,
+        pure=pure,
+        tensor_types=tuple(tensor_types),
         inputs=tuple(inputs),
         signature=signature,
         input_names=tuple(input_names),
@@ -72,6 +82,7 @@ def plan(
     *,
     to: str,
     precision: str | None = None,
+    scheme: str | None = None,
     weights: str | Path | None = None,
     inputs: Sequence[str] = (),
     signature: str | None = None,
@@ -86,6 +97,7 @@ def plan(
         model=str(model),
         to=to,
         precision=precision,
+        scheme=scheme,
         weights=str(weights) if weights else None,
         inputs=tuple(inputs),
         signature=signature,
@@ -104,6 +116,7 @@ def load(
     signature: str | None = None,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    adapter: str | Path | None = None,
     trust: bool = False,
 ) -> Runner:
     """Opens a model of any format: `load("m.onnx")({"x": array})` gives `{"y": array}`.
@@ -112,7 +125,9 @@ def load(
         ModelError: it cannot be used.
         MissingRequirementError: the package that runs it is missing.
     """
-    opening = graph.opening_of(inputs, None, trust, signature, input_names, output_names)
+    opening = graph.opening_of(
+        inputs, None, trust, signature, input_names, output_names, _path(adapter)
+    )
     return open_as_verified(_detect(model, weights, opening), exactly=False)
 
 
@@ -125,6 +140,7 @@ def inspect(
     signature: str | None = None,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    adapter: str | Path | None = None,
     trust: bool = False,
 ) -> tuple[Artifact, Description]:
     """What a model is, from its headers.
@@ -133,7 +149,9 @@ def inspect(
         ModelError: it cannot be used.
     """
     examples = Path(samples) if samples else None
-    opening = graph.opening_of(inputs, examples, trust, signature, input_names, output_names)
+    opening = graph.opening_of(
+        inputs, examples, trust, signature, input_names, output_names, _path(adapter)
+    )
     artifact = _detect(model, weights, opening)
     found = graph.discover().format(artifact.format)
     return artifact, found.describe(artifact.path, artifact.opening)
@@ -218,6 +236,7 @@ def verify(
     signature: str | None = None,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    adapter: str | Path | None = None,
     trust: bool = False,
     bisect: bool = False,
     listener: Listener | None = None,
@@ -233,6 +252,7 @@ def verify(
         signature: which signature of a SavedModel.
         input_names: tensors where a TensorFlow graph begins.
         output_names: tensors where it ends.
+        adapter: a low-rank adapter that counts as merged into the reference.
         samples: inputs to compare at; else seeded ones at several shapes.
         trust: open files that run code.
         bisect: also look for the first tensor at which they part.
@@ -244,9 +264,11 @@ def verify(
 
     listener = listener or Silence()
     examples = Path(samples) if samples else None
-    opening = graph.opening_of(inputs, examples, trust, signature, input_names, output_names)
+    opening = graph.opening_of(
+        inputs, examples, trust, signature, input_names, output_names, _path(adapter)
+    )
     left = _detect(reference, weights, opening)
-    right = _detect(candidate, weights, opening)
+    right = _detect(candidate, weights, replace(opening, adapter=None))
     _require_packages(left, right)
     listener.stage("Running the reference")
     found = graph.discover().format(left.format)
@@ -269,6 +291,10 @@ def verify(
             left, right, recording.samples, load=_load, precision=precision
         )
     return Verdict(comparison.checks, tuple(notes), divergence)
+
+
+def _path(name: str | Path | None) -> Path | None:
+    return Path(name) if name else None
 
 
 def _detect(model: str | Path, weights: str | Path | None, opening: Opening) -> Artifact:

@@ -10,17 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from convkit import graph, opset_step, resources, verification
-from convkit.artifact import Artifact
+from convkit import fusing, graph, opset_step, resources, verification
+from convkit.artifact import Artifact, Precision
 from convkit.climb import Climb
-from convkit.errors import MissingRequirementError, UsageError
+from convkit.errors import MissingRequirementError, UnknownNameError, UsageError
 from convkit.graph import ConverterGraph, Route
 from convkit.listener import Listener, Silence
 from convkit.options import options_of
 from convkit.recipe import Recipe
 from convkit.recording import Recorder
 from convkit.report import Report, StepReport
-from convkit.step import Step
+from convkit.step import Converter, Step, Work
 from convkit.workspace import workspace
 
 _SHOWN_REFUSALS = 3
@@ -44,12 +44,14 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
         ModelError, UsageError, NoRouteError: see `graph.detect` and `ConverterGraph.plan`.
     """
     converters = converters or graph.discover()
-    converters.format(recipe.to)
+    precision = _precision(recipe, converters)
     options = options_of(converters, recipe.settings)
     source = graph.detect(
         recipe.model, weights=recipe.weights, opening=recipe.opening(), graph=converters
     )
-    route = converters.plan((source.format, source.precision), recipe.to, recipe.precision)
+    route = converters.plan((source.format, source.precision), recipe.to, precision)
+    if not route.steps and recipe.scheme:
+        route = _requantizing(route, converters)
     route = opset_step.extended(route, source, recipe.to, recipe.opset)
     if not route.steps:
         raise UsageError(
@@ -57,8 +59,7 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
             hint="Ask for another format or precision:  --to FORMAT  --fp16",
         )
     _check_options_are_used(options, route)
-    if recipe.opset is not None:
-        _set_opset(recipe.opset, route, options)
+    _share_options(recipe, route, options)
     destination = recipe.out or _default_destination(recipe, source, route, converters)
     destination = destination.expanduser().absolute()
     _check_source_survives(source, destination)
@@ -79,16 +80,19 @@ def run(
     listener.stage("Looking at the model")
     job = plan(recipe, converters)
     _check_needs(job, converters)
+    steps = fusing.fused(job.route, job.options)
     with ExitStack() as cleanup:
         place = cleanup.enter_context(workspace(job.destination, force=recipe.force))
         size = job.source.size_bytes()
-        resources.check_disk(place.destination.parent, _needed_bytes(job, size))
-        resources.check_memory(size)
+        resources.check_disk(place.destination.parent, _needed_bytes(job, steps, size))
+        if recipe.verify or not all(step.streaming for step in job.route.steps):
+            resources.check_memory(size)
         recorder = Recorder(
             job.source,
             recipe.samples,
             converters.format(job.source.format),
-            loaded=_loaded_by(job.route.steps[0]),
+            loaded=_loaded_by(steps[0]),
+            is_wanted=recipe.verify,
         )
         cleanup.callback(recorder.stop)
         climb = Climb(
@@ -96,21 +100,23 @@ def run(
             place=place,
             recorder=recorder,
             options=job.options,
-            last=job.route.steps[-1],
+            last=steps[-1],
             verifies=recipe.verify,
             trust=recipe.trust,
+            calibration=recipe.calibration,
+            is_forced=recipe.force,
             listener=listener,
         )
         current, reports, peak = job.source, list[StepReport](), 0.0
-        for number, step in enumerate(job.route.steps, 1):
+        for number, step in enumerate(steps, 1):
             if step is opset_step.onnx_opset and opset_step.is_at_most(current.path, recipe.opset):
                 continue  # the step before wrote what was asked for
-            listener.stage(f"Step {number} of {len(job.route.steps)}: {step.name}")
+            listener.stage(f"Step {number} of {len(steps)}: {step.name}")
             current, report = climb.take(step, current, number)
             reports.append(report)
             peak = max(peak, report.peak_rss_mib)
         listener.stage("Writing the result")
-        recording = recorder.recording()
+        recording = recorder.recording() if recorder.is_done else None
         peak = max(peak, recorder.peak_rss_mib)
         final = _moved(current, job.destination)
         current.write_manifest(
@@ -121,10 +127,11 @@ def run(
             source=job.source,
             artifact=final,
             steps=tuple(reports),
-            samples=tuple(verification.label_of(feeds) for feeds in recording.samples),
+            route=tuple(step.name for step in job.route.steps),
+            samples=tuple(map(verification.label_of, recording.samples)) if recording else (),
             seconds=time.perf_counter() - started,
             peak_rss_mib=peak,
-            notes=_refusals(recording.refused),
+            notes=_refusals(recording.refused) if recording else (),
             verified=recipe.verify,
             size_bytes=final.size_bytes(),
             source_size_bytes=size,
@@ -153,6 +160,53 @@ def _moved(made: Artifact, destination: Path) -> Artifact:
     return replace(made, path=destination, data_files=files)
 
 
+def predicted_bytes(job: Plan) -> int | None:
+    """Exact size of the result where headers alone tell it; None where only the work would.
+
+    Raises:
+        ModelError, UsageError: the work could not begin.
+    """
+    recipe = job.recipe
+    work = Work((), _nothing_to_load, _ignore, _ignore, None, recipe.calibration, recipe.force)
+    return fusing.predicted_bytes(job.route, job.source, job.options, work)
+
+
+def _nothing_to_load(artifact: Artifact) -> Any:
+    raise AssertionError("a plan loads no model")
+
+
+def _ignore(*_: object) -> None:
+    """Nobody hears what a plan has to say."""
+
+
+def _precision(recipe: Recipe, converters: ConverterGraph) -> Precision | None:
+    """What is asked for, by a flag or by a scheme of the target.
+
+    Raises:
+        UnknownNameError: the target has no such scheme, or there is no such target.
+        UsageError: the scheme belongs to another precision.
+    """
+    target = converters.format(recipe.to)
+    if recipe.scheme is None:
+        return recipe.precision
+    if recipe.scheme not in target.schemes:
+        raise UnknownNameError(f"scheme of {recipe.to}", recipe.scheme, target.schemes)
+    precision = target.schemes[recipe.scheme]
+    if recipe.precision not in (None, precision):
+        raise UsageError(
+            f"--scheme {recipe.scheme} is {precision}, not {recipe.precision}.",
+            hint=f"Leave one of them out:  --scheme {recipe.scheme}",
+        )
+    return precision
+
+
+def _requantizing(route: Route, converters: ConverterGraph) -> Route:
+    """From one scheme to another of the same precision: the pass to it, although nothing falls."""
+    name = f"{route.source[0]}-{route.source[1]}"
+    step = converters.steps.get(name)
+    return route if step is None else replace(route, steps=(step,), cost=step.cost)
+
+
 def _check_needs(job: Plan, converters: ConverterGraph) -> None:
     """Names every missing package before any work.
 
@@ -174,10 +228,16 @@ def _check_needs(job: Plan, converters: ConverterGraph) -> None:
         )
 
 
-def _needed_bytes(job: Plan, source_bytes: int) -> int:
+def _needed_bytes(job: Plan, steps: Sequence[Step], source_bytes: int) -> int:
     """What the results of all steps take together: intermediate ones go only when the run ends."""
-    bits = job.source.precision.bits
-    return sum(source_bytes * state[1].bits // bits for state in job.route.states[1:])
+    if len(steps) == 1 and (exact := predicted_bytes(job)) is not None:
+        return exact
+    state = (job.source.format, job.source.precision)
+    bits, needed = state[1].bits, 0
+    for step in steps:
+        state = graph.after(step, state)
+        needed += source_bytes * state[1].bits // bits
+    return needed
 
 
 def _check_options_are_used(options: Mapping[str, Any], route: Route) -> None:
@@ -187,16 +247,35 @@ def _check_options_are_used(options: Mapping[str, Any], route: Route) -> None:
         raise UsageError(f"--set {unused[0]}... has no effect: the route is {' -> '.join(names)}.")
 
 
-def _set_opset(opset: int, route: Route, options: dict[str, dict[str, Any]]) -> None:
-    takers = [step.name for step in route.steps if "opset" in step.options]
-    if not takers:
-        names = " -> ".join(step.name for step in route.steps)
+def _share_options(recipe: Recipe, route: Route, options: dict[str, dict[str, Any]]) -> None:
+    """Hands what a recipe says of the whole route to the steps that know it.
+
+    Raises:
+        UsageError: no step does.
+    """
+    shared = (
+        ("opset", recipe.opset, f"--opset {recipe.opset}", "which writes no ONNX"),
+        ("scheme", recipe.scheme, "", ""),  # it said the precision, which may be all there is
+        ("pure", recipe.pure or None, "--pure", "which mixes no types"),
+        ("tensor_types", recipe.tensor_types or None, "--tensor-type", "which mixes no types"),
+    )
+    for option, value, flag, why in shared:
+        if value is None:
+            continue
+        takers = [step.name for step in route.steps if option in step.options]
+        if not takers and flag:
+            names = " -> ".join(step.name for step in route.steps)
+            raise UsageError(
+                f"{flag} has no effect: the route is {names}, {why}.",
+                hint=f"Leave {flag.split()[0]} out.",
+            )
+        for name in takers:
+            options.setdefault(name, {}).setdefault(option, value)
+    if recipe.calibration and not any(getattr(step, "calibrated", False) for step in route.steps):
         raise UsageError(
-            f"--opset {opset} has no effect: the route is {names}, which writes no ONNX.",
-            hint="Leave --opset out.",
+            "--calibration has no effect: no step of the route is calibrated.",
+            hint="Leave --calibration out.",
         )
-    for name in takers:
-        options.setdefault(name, {}).setdefault("opset", opset)
 
 
 def _check_source_survives(source: Artifact, destination: Path) -> None:
@@ -219,10 +298,12 @@ def _default_destination(
     recipe: Recipe, source: Artifact, route: Route, converters: ConverterGraph
 ) -> Path:
     """Beside the source, `model.onnx` -> `model.fp16.onnx`; a factory's in the working folder."""
-    suffix = converters.format(recipe.to).suffixes[0]
+    last = route.steps[-1]
+    ending = last.ending(source) if isinstance(last, Converter) and last.ending else None
+    suffix = converters.format(recipe.to).suffixes[0] if ending is None else ending
     precision = route.states[-1][1]
-    lowered = precision is not source.precision
-    middle = f".{precision}" if lowered else ""
+    is_lowered = precision is not source.precision and precision.bits <= source.precision.bits
+    middle = f".{recipe.scheme or precision}" if is_lowered or recipe.scheme else ""
     if source.opening.factory:
         return Path(source.opening.factory.rpartition(":")[2].lower() + middle + suffix)
     path = Path(recipe.model).expanduser().absolute()

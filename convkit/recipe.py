@@ -27,7 +27,12 @@ class Recipe(BaseModel):
         precision: asked for; None keeps the source's.
         out: where the result goes; None: beside the source (`model.onnx` -> `model.fp16.onnx`).
         weights: weights of a factory's network; `FILE:KEY` names a state dict inside.
+        scheme: how to quantize, as users of the target call it (`q4_k_m`); implies the precision.
         samples: inputs to trace and verify with.
+        calibration: representative data for a calibrated pass.
+        adapter: a folder with a low-rank adapter to be merged into the weights.
+        pure: every tensor gets the scheme's own type, where it can be quantized at all.
+        tensor_types: `REGEX=TYPE`, the type of tensors whose names match.
         inputs: input specs, `x=float32[batch,3,224,224]`.
         signature: which signature of a SavedModel.
         input_names, output_names: tensors where a TensorFlow graph begins and ends.
@@ -45,7 +50,12 @@ class Recipe(BaseModel):
     precision: Precision | None = None
     out: Path | None = None
     weights: str | None = None
+    scheme: str | None = None
     samples: Path | None = None
+    calibration: Path | None = None
+    adapter: Path | None = None
+    pure: bool = False
+    tensor_types: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     signature: str | None = None
     input_names: tuple[str, ...] = ()
@@ -65,6 +75,7 @@ class Recipe(BaseModel):
             self.signature,
             self.input_names,
             self.output_names,
+            self.adapter,
         )
 
 
@@ -131,7 +142,7 @@ def _anchored(recipe: Recipe, folder: Path) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     if (folder / recipe.model).exists():
         changed["model"] = str(folder / recipe.model)
-    for field in ("out", "samples"):
+    for field in ("out", "samples", "calibration", "adapter"):
         value = getattr(recipe, field)
         if value is not None:
             changed[field] = folder / value

@@ -33,6 +33,8 @@ class Recorder:
         examples: the user's samples.
         format: of the source.
         loaded: modules that the first step loads by itself, before it asks for the recording.
+        is_wanted: whether anything will be compared with the recording for certain; if not, the
+            source is run only when a step asks for inputs.
 
     Attributes:
         peak_rss_mib: of the process, once the recording is there.
@@ -44,6 +46,7 @@ class Recorder:
         examples: Path | None,
         format: Format,
         loaded: Sequence[str] = (),
+        is_wanted: bool = True,
     ) -> None:
         self.peak_rss_mib = 0.0
         self._source = source
@@ -53,7 +56,7 @@ class Recorder:
         self._failure: Exception | None = None
         self._child: Child[verification.Recording] | None = None
         modules = [need.module for need in format.needs]
-        if is_not_loaded(modules) and not set(modules) <= set(loaded):
+        if is_wanted and is_not_loaded(modules) and not set(modules) <= set(loaded):
             self._child = Child(_record_by_name, source, examples)
 
     @property
@@ -65,6 +68,11 @@ class Recorder:
     def words(self) -> str:
         """How a command line names the source."""
         return self._source.words
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the source was run, or is being run."""
+        return self._recording is not None or self._child is not None
 
     @property
     def has_failed(self) -> bool:

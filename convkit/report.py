@@ -55,6 +55,7 @@ class Report:
     Attributes:
         source, artifact: what went in and what came out.
         steps: as they went; the last one's checks are those of the result.
+        route: names of the steps as planned; neighbours may have been taken as one.
         samples: the shapes the result was verified at.
         notes: what concerns the whole run.
         verified: False where the user asked for no verification.
@@ -63,6 +64,7 @@ class Report:
     source: Artifact
     artifact: Artifact
     steps: tuple[StepReport, ...]
+    route: tuple[str, ...]
     samples: tuple[str, ...]
     seconds: float
     peak_rss_mib: float
@@ -85,7 +87,7 @@ class Report:
         """The JSON document of `convkit convert`."""
         artifact = self.artifact
         return {
-            "route": [step.name for step in self.steps],
+            "route": list(self.route),
             "artifact": {
                 "path": str(artifact.path),
                 "format": artifact.format,

@@ -7,28 +7,21 @@ signature; `**kwargs` is refused, so every option is known by name.
 
 from __future__ import annotations
 
-import abc
-import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
-from convkit.artifact import Artifact, Description, Opening, Precision, TensorSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-
-Feeds = Mapping[str, "np.ndarray[Any, Any]"]
-"""Input name -> array."""
-Outputs = Mapping[str, "np.ndarray[Any, Any]"]
-"""Output name -> array."""
-Sizes = Mapping[str, int]
-"""Name of a dynamic dimension -> size."""
+from convkit.artifact import Artifact, Description, Opening, Precision
+from convkit.runner import Feeds as Feeds
+from convkit.runner import LanguageRunner as LanguageRunner
+from convkit.runner import Outputs as Outputs
+from convkit.runner import Runner as Runner
+from convkit.runner import Session as Session
+from convkit.runner import Sizes as Sizes
 
 
 @dataclass(frozen=True)
@@ -62,101 +55,6 @@ class Package:
     def install(self) -> str:
         """The line that brings it."""
         return f'pip install "convkit-ml[{self.extra}]"'
-
-
-class Runner(abc.ABC):
-    """An opened model that computes: arrays in, arrays out. A context manager.
-
-    Attributes:
-        inputs, outputs: specs; a dynamic dimension has a name. `outputs` may be empty until the
-            first call where the format does not carry them.
-        resolution: output name -> absolute error of the runtime itself, where it computes a number
-            relative to another scale than the number's own; a smaller difference says nothing.
-        channels_last: inputs and outputs whose channels were moved from the second axis to the
-            last, when the model was converted, because its user asked for it.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    resolution: Mapping[str, float] = MappingProxyType({})
-    channels_last: frozenset[str] = frozenset()
-
-    @abc.abstractmethod
-    def __call__(self, feeds: Feeds) -> Outputs:
-        """Outputs by name, in the model's order. State a model keeps is reset before each call."""
-
-    @abc.abstractmethod
-    def example(self, sizes: Sizes, seed: int) -> Feeds:
-        """Seeded inputs the model makes sense of, with these sizes for its dynamic dimensions.
-
-        A name missing from `sizes` gets a default; a name the model does not have is ignored.
-        """
-
-    def synchronize(self) -> None:  # noqa: B027 - most runners have nothing to wait for
-        """Waits until the device has finished; nothing to wait for on a CPU."""
-
-    def close(self) -> None:  # noqa: B027 - most runners are freed with the object
-        """Gives memory back. Also called on leaving the context."""
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Session(Protocol):
-    """A text in the making: what was fed stays in the model's cache."""
-
-    def feed(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Logits after each of these tokens: float32 (tokens, vocabulary).
-
-        Raises:
-            StepError: the context is full.
-        """
-
-
-class LanguageRunner(Runner):
-    """A causal language model: token ids in, logits over a vocabulary out, and text both ways.
-
-    It takes `input_ids` and maybe `attention_mask`, int64[batch, sequence], and gives `logits`
-    float[batch, sequence, vocabulary].
-
-    Attributes:
-        end_tokens: ids that end a text.
-        context_length: tokens it was made for; None where nothing says.
-        chat_template: a Jinja template that turns messages into a prompt; "" where there is none.
-        rounding: the KL divergence that the runtime itself causes with these weights, because it
-            rounds activations to eight bits; 0 where it computes in floating point.
-    """
-
-    end_tokens: frozenset[int] = frozenset()
-    context_length: int | None = None
-    chat_template: str = ""
-    rounding: float = 0.0
-
-    @abc.abstractmethod
-    def encode(self, text: str, *, is_prompt: bool = True) -> list[int]:
-        """Token ids of a text; a prompt gets the beginning that the model was trained with.
-
-        Special tokens written out in the text (`<|im_start|>`) count as such.
-
-        Raises:
-            ModelError: there is no tokenizer beside the model.
-        """
-
-    @abc.abstractmethod
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, special ones left out."""
-
-    @abc.abstractmethod
-    def session(self) -> Session:
-        """A new text with an empty cache."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +161,7 @@ class Rung:
     @property
     def options(self) -> Mapping[str, inspect.Parameter]:
         """Keyword-only parameters of `run`, by name."""
-        return _options_of(self.run)
+        return options_of(self.run)
 
 
 @dataclass(frozen=True)
@@ -333,6 +231,7 @@ class Pass:
         of_source: works on a model as users have it (a folder with its configuration), not on what
             most converters make.
         streaming: how it works tensor by tensor, if it does.
+        recasts: may also be taken where bits do not get fewer: to another floating type.
     """
 
     format: str
@@ -346,6 +245,7 @@ class Pass:
     doc: str = ""
     of_source: bool = False
     streaming: Streaming | None = None
+    recasts: bool = False
 
     @property
     def name(self) -> str:
@@ -372,7 +272,7 @@ def rung(
     """Makes a function `(source, out, work, *, options...)` one rung of a converter's ladder."""
 
     def record(function: Callable[..., None]) -> Rung:
-        _options_of(function)
+        options_of(function)
         return Rung(name, tuple(needs), function, is_eager)
 
     return record
@@ -444,85 +344,8 @@ def precision_pass(
     return record
 
 
-def streaming_converter(
-    source: str,
-    target: str,
-    *,
-    sink: Callable[[Any, Path, Work], None],
-    carries: Sequence[str],
-    loses: str,
-    needs: Sequence[Package] = (),
-    cost: float = 1.0,
-    gives: Mapping[str, str] = MappingProxyType({}),
-    ending: str | None = None,
-    makes_folder: bool = False,
-) -> Callable[[Callable[..., AbstractContextManager[Any]]], Converter]:
-    """Makes `(source, work, *, options...) -> context manager of a stream` a converter."""
-
-    def record(function: Callable[..., AbstractContextManager[Any]]) -> Converter:
-        def run(source: Artifact, out: Path, work: Work, **options: Any) -> None:
-            with function(source, work, **options) as stream:
-                _sink(stream, out, work, sink)
-
-        made = converter(source, target, carries=carries, loses=loses, needs=needs, cost=cost)(
-            _with_options_of(function, run)
-        )
-        return replace(
-            made,
-            gives={Precision(here): Precision(there) for here, there in gives.items()},
-            ending=None if ending is None else lambda artifact: ending,
-            makes_folder=makes_folder,
-            streaming=Streaming(function, sink),
-        )
-
-    return record
-
-
-def streaming_pass(
-    format: str,
-    precision: str,
-    *,
-    open: Callable[[Artifact, Work], AbstractContextManager[Any]],
-    sink: Callable[[Any, Path, Work], None],
-    accepts: Sequence[str],
-    loses: str,
-    needs: Sequence[Package] = (),
-    schemes: Sequence[str] = (),
-    calibrated: bool = False,
-    cost: float = 1.0,
-) -> Callable[[Callable[..., Any]], Pass]:
-    """Makes `(stream, work, *, options...) -> stream` the pass of a format to a precision."""
-
-    def record(function: Callable[..., Any]) -> Pass:
-        def run(source: Artifact, out: Path, work: Work, **options: Any) -> None:
-            with open(source, work) as stream:
-                _sink(function(stream, work, **options), out, work, sink)
-
-        made = precision_pass(
-            format, precision, accepts=accepts, loses=loses, needs=needs, schemes=schemes,
-            calibrated=calibrated, cost=cost,
-        )(_with_options_of(function, run))  # fmt: skip
-        return replace(made, streaming=Streaming(open, sink, function))
-
-    return record
-
-
-def _sink(stream: Stream, out: Path, work: Work, sink: Callable[[Any, Path, Work], None]) -> None:
-    for text in stream.notes:
-        work.note(text)
-    sink(stream, out, work)
-
-
-def _with_options_of(function: Callable[..., Any], run: Callable[..., None]) -> Callable[..., None]:
-    """`run` under the name and with the options of `function`."""
-    plain = inspect.signature(run).parameters
-    kept = [p for p in plain.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    run = functools.wraps(function)(run)
-    vars(run)["__signature__"] = inspect.Signature([*kept, *_options_of(function).values()])
-    return run
-
-
-def _options_of(function: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
+def options_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Keyword-only parameters of a step's function, by name."""
     options = {}
     for name, parameter in inspect.signature(function, eval_str=False).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -1,0 +1,115 @@
+"""Models that are open: arrays in, arrays out; and of language models, text in and out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from convkit.artifact import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Feeds = Mapping[str, "np.ndarray[Any, Any]"]
+"""Input name -> array."""
+Outputs = Mapping[str, "np.ndarray[Any, Any]"]
+"""Output name -> array."""
+Sizes = Mapping[str, int]
+"""Name of a dynamic dimension -> size."""
+
+
+class Runner(abc.ABC):
+    """An opened model that computes: arrays in, arrays out. A context manager.
+
+    Attributes:
+        inputs, outputs: specs; a dynamic dimension has a name. `outputs` may be empty until the
+            first call where the format does not carry them.
+        resolution: output name -> absolute error of the runtime itself, where it computes a number
+            relative to another scale than the number's own; a smaller difference says nothing.
+        channels_last: inputs and outputs whose channels were moved from the second axis to the
+            last, when the model was converted, because its user asked for it.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    resolution: Mapping[str, float] = MappingProxyType({})
+    channels_last: frozenset[str] = frozenset()
+
+    @abc.abstractmethod
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Outputs by name, in the model's order. State a model keeps is reset before each call."""
+
+    @abc.abstractmethod
+    def example(self, sizes: Sizes, seed: int) -> Feeds:
+        """Seeded inputs the model makes sense of, with these sizes for its dynamic dimensions.
+
+        A name missing from `sizes` gets a default; a name the model does not have is ignored.
+        """
+
+    def synchronize(self) -> None:  # noqa: B027 - most runners have nothing to wait for
+        """Waits until the device has finished; nothing to wait for on a CPU."""
+
+    def close(self) -> None:  # noqa: B027 - most runners are freed with the object
+        """Gives memory back. Also called on leaving the context."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Session(Protocol):
+    """A text in the making: what was fed stays in the model's cache."""
+
+    def feed(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits after each of these tokens: float32 (tokens, vocabulary).
+
+        Raises:
+            StepError: the context is full.
+        """
+
+
+class LanguageRunner(Runner):
+    """A causal language model: token ids in, logits over a vocabulary out, and text both ways.
+
+    It takes `input_ids` and maybe `attention_mask`, int64[batch, sequence], and gives `logits`
+    float[batch, sequence, vocabulary].
+
+    Attributes:
+        end_tokens: ids that end a text.
+        context_length: tokens it was made for; None where nothing says.
+        chat_template: a Jinja template that turns messages into a prompt; "" where there is none.
+        rounding: the KL divergence that the runtime itself causes with these weights, because it
+            rounds activations to eight bits; 0 where it computes in floating point.
+    """
+
+    end_tokens: frozenset[int] = frozenset()
+    context_length: int | None = None
+    chat_template: str = ""
+    rounding: float = 0.0
+
+    @abc.abstractmethod
+    def encode(self, text: str, *, is_prompt: bool = True) -> list[int]:
+        """Token ids of a text; a prompt gets the beginning that the model was trained with.
+
+        Special tokens written out in the text (`<|im_start|>`) count as such.
+
+        Raises:
+            ModelError: there is no tokenizer beside the model.
+        """
+
+    @abc.abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special ones left out."""
+
+    @abc.abstractmethod
+    def session(self) -> Session:
+        """A new text with an empty cache."""
