@@ -84,7 +84,7 @@ def open_torch(artifact: Artifact) -> Runner:
         InputsUnknownError: nothing says what the inputs look like.
         ModelError, UsageError, UnsafeError, WeightsMismatchError: see `load`.
     """
-    from convkit.formats import torch_factory, torch_huggingface_inputs
+    from convkit.formats import torch_factory, torch_huggingface_inputs, torch_language
     from convkit.formats.torch_runner import TorchRunner
 
     network, examples = _load(artifact)
@@ -93,6 +93,8 @@ def open_torch(artifact: Artifact) -> Runner:
     elif artifact.opening.factory is None and artifact.path.is_dir():
         given = artifact.opening.inputs
         inputs = torch_huggingface_inputs.inputs_of(network, artifact.precision, given)
+        if torch_language.is_causal(network, inputs[0]):
+            return torch_language.TorchLanguageRunner(network, *inputs, artifact.path)
     elif artifact.opening.factory is None and torch_program.is_program(artifact.path):
         inputs = torch_program.inputs_of_program(artifact)
     else:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Dimension, Precision, TensorSpec
 from convkit.errors import InputsUnknownError, SamplesError
+from convkit.formats.language_inputs import padding_mask
 from convkit.formats.torch_runner import Example
 from convkit.step import Feeds, Sizes
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 _FLOATS = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
@@ -193,20 +193,10 @@ def _example(specs: Sequence[TensorSpec], config: Any, sizes: Sizes, seed: int) 
             other = (padding + 1) % vocabulary
             feeds[name] = np.where(feeds[name] == padding, other, feeds[name])
     if "attention_mask" in feeds:
-        feeds["attention_mask"] = _mask(feeds["attention_mask"])
+        feeds["attention_mask"] = padding_mask(feeds["attention_mask"])
     if "bbox" in feeds:
         feeds["bbox"] = np.sort(feeds["bbox"], axis=-1)  # left, top <= right, bottom
     return feeds
-
-
-def _mask(like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Ones; in a batch the last row ends in padding, so that a mask that is ignored shows."""
-    import numpy as np
-
-    mask = np.ones_like(like)
-    if mask.shape[0] > 1 and mask.shape[-1] > 2:
-        mask[-1, ..., -(mask.shape[-1] // 3) :] = 0
-    return mask
 
 
 def _has_segments(config: Mapping[str, Any]) -> bool:

@@ -35,6 +35,17 @@ class TorchRunner(Runner):
         self._parameters = parameters_of(network)
         self._seen: list[tuple[dict[str, int], dict[str, tuple[str, tuple[int, ...]]]]] = []
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """What computes.
+
+        Raises:
+            StepError: the model was closed.
+        """
+        if self._network is None:
+            raise StepError("This model was closed.")
+        return self._network
+
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name.
 
@@ -44,15 +55,14 @@ class TorchRunner(Runner):
         """
         import torch
 
-        if self._network is None:
-            raise StepError("This model was closed.")
-        reset = getattr(self._network, "reset_states", None)
+        network = self.network
+        reset = getattr(network, "reset_states", None)
         if callable(reset):
             reset()
         positional, named = self._arguments(feeds)
         try:
             with torch.inference_mode():
-                result = self._network(*positional, **named)
+                result = network(*positional, **named)
         except SystemExit as cause:  # no model ends the process that runs it
             raise StepError("The network asked to end the process.", why=repr(cause)) from cause
         arrays = {name: to_array(tensor) for name, tensor in named_tensors(result)}
