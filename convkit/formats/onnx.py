@@ -1,4 +1,8 @@
-"""The ONNX format: one protobuf file, with weights inside or in data files beside it."""
+"""The ONNX format: one protobuf file, with weights inside or in data files beside it.
+
+Language models are kept in folders: the file is `model.onnx` there, tokenizer and configuration lie
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact, Description, Opening, Precision
+from convkit.formats import onnx_folder
 from convkit.formats.onnx_header import Header, is_onnx, read_header
+from convkit.formats.onnx_language_graph import language_details, language_graph
 from convkit.formats.onnx_tensor import TensorHeader
 from convkit.formats.onnx_types import ANY_RANK
 from convkit.onnx_external import check_external
@@ -41,7 +47,7 @@ _WEIGHTS = (
 
 
 def _matches(path: Path, opening: Opening) -> bool:
-    return is_onnx(path)
+    return is_onnx(path) or onnx_folder.is_folder(path)
 
 
 def _describe(path: Path, opening: Opening) -> Description:
@@ -51,8 +57,11 @@ def _describe(path: Path, opening: Opening) -> Description:
         ModelError: truncated, empty, damaged, or its data files are missing or too short.
         UnsafeError: a data file lies outside the model's folder.
     """
-    header = read_header(path)
-    data_files = check_external(path, header.initializers)
+    file, folder = onnx_folder.graph_file(path), onnx_folder.text_folder(path)
+    header = read_header(file)
+    data_files = check_external(file, header.initializers)
+    language = language_graph(header, folder)
+    details = {} if language is None else language_details(language, folder)
     weights = weight_elements(header)
     operators = {
         f"{domain}::{name}" if domain else name: count
@@ -60,12 +69,12 @@ def _describe(path: Path, opening: Opening) -> Description:
     }
     return Description(
         precision=Precision.of_weights(weights),
-        inputs=header.inputs,
-        outputs=header.outputs,
+        inputs=header.inputs if language is None else language.inputs,
+        outputs=header.outputs if language is None else language.outputs,
         parameter_count=sum(weights.values()),
         operators=operators,
-        details=_details(header, data_files, weights),
-        data_files=tuple(path.parent / location for location in data_files),
+        details=details | _details(header, data_files, weights),
+        data_files=tuple(file.parent / location for location in data_files),
     )
 
 
@@ -134,17 +143,18 @@ def _custom_domains(header: Header) -> list[str]:
 
 def _open(artifact: Artifact) -> Runner:
     """A runner on ONNX Runtime's CPU provider; opened by path, so data files may be of any size."""
+    from convkit.formats.onnx_language import open_onnx
     from convkit.formats.onnx_session import SessionRunner
 
-    return SessionRunner(artifact)
+    return open_onnx(artifact, SessionRunner)
 
 
 def _open_exact(artifact: Artifact) -> Runner:
     """A runner that rounds every fp16 and bf16 result, as hardware of that precision does."""
-    from convkit.formats.onnx_true_half import open_true_half
+    from convkit.formats.onnx_language import open_onnx
+    from convkit.formats.onnx_true_half import TrueHalfRunner
 
-    runner: Runner = open_true_half(artifact)
-    return runner
+    return open_onnx(artifact, TrueHalfRunner)
 
 
 onnx = Format(

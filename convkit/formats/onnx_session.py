@@ -39,7 +39,7 @@ _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 Source: onnxruntime_session_options_config_keys.h.
 """
 _CODES = {name: code for code, name in ELEMENT_NAMES.items()}
-_RUNTIME_TYPES = {
+RUNTIME_TYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
     "bool": "bool", "string": "string", "int8": "int8", "int16": "int16", "int32": "int32",
     "int64": "int64", "uint8": "uint8", "uint16": "uint16", "uint32": "uint32", "uint64": "uint64",
@@ -53,6 +53,9 @@ class SessionRunner(Runner):
         artifact: the model; it is opened by path, so that data files may be of any size.
         expose: further values of the main graph to give as outputs, after the model's own.
 
+    Attributes:
+        session: ONNX Runtime's own object.
+
     Raises:
         ModelError: the file or its data files are missing, truncated or invalid.
         UnsafeError: a data file lies outside the model's folder.
@@ -64,14 +67,14 @@ class SessionRunner(Runner):
         header = read_header(artifact.path)
         check_external(artifact.path, header.initializers)
         model = artifact.path.read_bytes() + outputs_tail(expose) if expose else None
-        self._session = open_session(artifact.path, header, model)
+        self.session = open_session(artifact.path, header, model)
         self.inputs = header.inputs
         declared = header.outputs + tuple(TensorSpec(name, "unknown", ()) for name in expose)
-        self.outputs = tuple(map(_completed, declared, self._session.get_outputs()))
+        self.outputs = tuple(map(_completed, declared, self.session.get_outputs()))
         self.resolution = resolution_of(artifact.path)
-        self._optional = {arg.name for arg in self._session.get_overridable_initializers()}
+        self._optional = {arg.name for arg in self.session.get_overridable_initializers()}
         self._is_plain = all(
-            spec.dtype in _RUNTIME_TYPES.values() and spec.dtype != "bfloat16"
+            spec.dtype in RUNTIME_TYPES.values() and spec.dtype != "bfloat16"
             for spec in (*self.inputs, *self.outputs)
         )
 
@@ -87,13 +90,13 @@ class SessionRunner(Runner):
         names = [spec.name for spec in self.outputs]
         try:
             if self._is_plain:
-                arrays = self._session.run(names, dict(feeds))
+                arrays = self.session.run(names, dict(feeds))
             else:
-                arrays = _run_values(self._session, self.inputs, names, feeds)
+                arrays = _run_values(self.session, self.inputs, names, feeds)
         except ConvkitError:
             raise
         except Exception as cause:  # the runtime's exceptions share no base class of their own
-            raise _run_error(self._path.name, cause) from cause
+            raise run_error(self._path.name, cause) from cause
         return dict(zip(names, arrays, strict=True))
 
     def example(self, sizes: Sizes, seed: int) -> Feeds:
@@ -108,7 +111,7 @@ class SessionRunner(Runner):
 
     def close(self) -> None:
         """Gives the session's memory back."""
-        del self._session
+        del self.session
 
 
 def outputs_tail(values: Sequence[str]) -> bytes:
@@ -189,7 +192,7 @@ def _completed(spec: TensorSpec, argument: Any) -> TensorSpec:
     if spec.dtype != "unknown":
         return spec
     inner = re.fullmatch(r"tensor\((\w+)\)", argument.type)
-    dtype = _RUNTIME_TYPES.get(inner.group(1), inner.group(1)) if inner else argument.type
+    dtype = RUNTIME_TYPES.get(inner.group(1), inner.group(1)) if inner else argument.type
     shape = tuple(
         size if isinstance(size, int | str) else f"{spec.name}_dim{index}"
         for index, size in enumerate(argument.shape or ())
@@ -257,24 +260,30 @@ def _run_values(
     runtime = import_runtime()
     dtypes = {spec.name: spec.dtype for spec in specs}
     values = {
-        name: _to_value(runtime, array, dtypes.get(name, array.dtype.name))
+        name: to_value(runtime, array, dtypes.get(name, array.dtype.name))
         for name, array in feeds.items()
     }
     results = session.run_with_ort_values(names, values)
-    return [_from_value(name, value) for name, value in zip(names, results, strict=True)]
+    return [from_value(name, value) for name, value in zip(names, results, strict=True)]
 
 
-def _to_value(runtime: Any, array: np.ndarray[Any, Any], dtype: str) -> Any:
+def to_value(runtime: Any, array: np.ndarray[Any, Any], dtype: str) -> Any:
+    """The runtime's own value of an array, for dtypes that numpy lacks as well."""
     import numpy as np
 
     array = np.ascontiguousarray(array)
-    if dtype in _RUNTIME_TYPES.values() and dtype != "bfloat16":
+    if dtype in RUNTIME_TYPES.values() and dtype != "bfloat16":
         return runtime.OrtValue.ortvalue_from_numpy(array)
     raw = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
     return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _CODES[dtype])
 
 
-def _from_value(name: str, value: Any) -> np.ndarray[Any, Any]:
+def from_value(name: str, value: Any) -> np.ndarray[Any, Any]:
+    """The array of one of the runtime's values, output `name`; bfloat16 is that of ml_dtypes.
+
+    Raises:
+        UnsupportedError: it is no tensor.
+    """
     import ctypes
 
     import numpy as np
@@ -285,7 +294,7 @@ def _from_value(name: str, value: Any) -> np.ndarray[Any, Any]:
             why="Models that give sequences or maps cannot be compared or converted.",
         )
     inner = value.data_type()[len("tensor(") : -1]
-    if inner in _RUNTIME_TYPES and inner != "bfloat16":
+    if inner in RUNTIME_TYPES and inner != "bfloat16":
         result: np.ndarray[Any, Any] = value.numpy()
         return result
     import ml_dtypes
@@ -297,7 +306,8 @@ def _from_value(name: str, value: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(raw, dtype).reshape(shape)  # the shape the value has
 
 
-def _run_error(model: str, cause: Exception) -> ConvkitError:
+def run_error(model: str, cause: Exception) -> ConvkitError:
+    """What a failure of the runtime while it runs means, in plain words."""
     message = plain(str(cause))
     if "Failed to allocate" in message or isinstance(cause, MemoryError):
         return ResourceError(f"Memory does not suffice to run {model}.", why=message[:400])

@@ -66,7 +66,11 @@ def open_true_half(artifact: Artifact) -> Runner:
 
 
 class TrueHalfRunner(Runner):
-    """An ONNX model in half precision on the CPU, rounded after every operator."""
+    """An ONNX model in half precision on the CPU, rounded after every operator.
+
+    Attributes:
+        session: ONNX Runtime's own object; it takes and gives fp32 where the model has half.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self._path = artifact.path
@@ -77,7 +81,7 @@ class TrueHalfRunner(Runner):
         self.outputs = tuple(_typed(spec, codes.get(spec.name)) for spec in header.outputs)
         for graph in list(graphs_of(model.graph)):
             _simulate(graph)
-        self._session = _open(model, artifact.path)
+        self.session = _open(model, artifact.path)
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name, in the model's order.
@@ -92,7 +96,7 @@ class TrueHalfRunner(Runner):
         halves = {spec.name for spec in self.inputs if spec.dtype in ("float16", "bfloat16")}
         wide = {k: v.astype(np.float32) if k in halves else v for k, v in feeds.items()}
         try:
-            arrays = self._session.run([spec.name for spec in self.outputs], wide)
+            arrays = self.session.run([spec.name for spec in self.outputs], wide)
         except Exception as cause:  # the runtime's exceptions share no base class of their own
             raise StepError(
                 f"{self._path.name} failed while it ran with true half rounding.",
@@ -111,7 +115,7 @@ class TrueHalfRunner(Runner):
 
     def close(self) -> None:
         """Gives the session's memory back."""
-        del self._session
+        del self.session
 
 
 def _typed(spec: TensorSpec, dtype: ir.DataType | None) -> TensorSpec:
