@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convkit.converters.torch_to_onnx.exported import exported, newer, unrolled
+from convkit.converters.torch_to_onnx.exported_cache import exported_cache
 from convkit.converters.torch_to_onnx.mobius import mobius
 from convkit.converters.torch_to_onnx.traced import legacy
 from convkit.step import ladder
@@ -11,6 +12,7 @@ torch_to_onnx = ladder(
     "torch",
     "onnx",
     mobius,
+    exported_cache,
     exported,
     legacy,
     unrolled,

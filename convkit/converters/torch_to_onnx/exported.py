@@ -28,7 +28,7 @@ from convkit.step import Package, Work, rung
 if TYPE_CHECKING:
     import torch
 
-_NEEDS = (
+NEEDS = (
     Package("torch", "torch"),
     Package("onnxscript", "onnx"),
     Package("onnx_ir", "onnx", "onnx-ir"),
@@ -38,7 +38,7 @@ LEAST_OPSET, GREATEST_OPSET = 18, 23
 """Opsets that PyTorch's exporter writes. Source: `torch.onnx._constants` of PyTorch 2.13."""
 
 
-@rung("export", needs=_NEEDS)
+@rung("export", needs=NEEDS)
 def exported(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     """Exports with `torch.export`: sizes stay dynamic, `torch.cond` becomes If, a loop Loop."""
     if opset < LEAST_OPSET:
@@ -49,7 +49,7 @@ def exported(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> Non
     _export(source, out, work, network, opset)
 
 
-@rung("unrolled", needs=_NEEDS)
+@rung("unrolled", needs=NEEDS)
 def unrolled(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     """The same with recurrent layers unrolled over the length of the example."""
     if opset < LEAST_OPSET or _is_program(source):
@@ -60,7 +60,7 @@ def unrolled(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> Non
     _export(source, out, work, network, opset)
 
 
-@rung("export-newer", needs=_NEEDS)
+@rung("export-newer", needs=NEEDS)
 def newer(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     """Exports at the oldest opset there is here, for `--opset` to lower the result afterwards."""
     if opset >= LEAST_OPSET:
@@ -98,7 +98,7 @@ def _export(
         work.progress("tracing the network", 0, None)
         program = _capture(prepared, work)
     work.progress("translating operators", 0, None)
-    model = _translate(program, opset)
+    model = translate(program, opset)
     for lost in name_inputs(model.graph, specs):
         work.note(f"dynamic dimension lost by torch.export: {lost}")
     name_outputs(model.graph, output_names(source.outputs, len(model.graph.outputs)))
@@ -130,16 +130,17 @@ def _capture(prepared: Prepared, work: Work) -> torch.export.ExportedProgram:
         return capture((automatic,))  # a tuple of one: `forward` takes *tensors
     except Exception as failure:
         if not any(automatic):
-            raise _capture_error(failure) from failure
+            raise capture_error(failure) from failure
         try:
             program = capture(None)
         except Exception:
-            raise _capture_error(failure) from failure
+            raise capture_error(failure) from failure
         work.note(f"fixed sizes only, since with dynamic ones: {first_line(failure)}")
         return program
 
 
-def _capture_error(failure: Exception) -> ConvkitError:
+def capture_error(failure: Exception) -> ConvkitError:
+    """What a failure of `torch.export` means, with the line of the network it comes from."""
     text = "\n".join(str(cause) for cause in causes(failure))
     place = re.search(r"File \"([^\"]+)\", line (\d+), in (\w+)\n\s+(.*)", text)
     where = [f"{place[1]}:{place[2]} in {place[3]}: {place[4].strip()}"] if place else []
@@ -155,8 +156,13 @@ def _capture_error(failure: Exception) -> ConvkitError:
     )
 
 
-def _translate(program: torch.export.ExportedProgram, opset: int) -> Any:
-    """The ONNX model, as onnx-ir, optimized."""
+def translate(program: torch.export.ExportedProgram, opset: int) -> Any:
+    """The ONNX model of a program, as onnx-ir, optimized.
+
+    Raises:
+        UnsupportedError: an operator has no translation.
+        StepError: the exporter fails in another way.
+    """
     import torch
 
     try:
