@@ -57,8 +57,49 @@ def kl(reference_logits: Array, candidate_logits: Array) -> float:
 
     Source: Kullback and Leibler, On Information and Sufficiency, 1951: sum(p * (log p - log q)).
     """
-    log_p, log_q = _log_softmax(reference_logits), _log_softmax(candidate_logits)
-    return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)))
+    p = reference_logits.reshape(-1, reference_logits.shape[-1])
+    q = candidate_logits.reshape(p.shape)
+    if not len(p):
+        return 0.0
+    total = 0.0
+    for begin in range(0, len(p), _ROWS_AT_A_TIME):  # vocabularies are large
+        rows = slice(begin, begin + _ROWS_AT_A_TIME)
+        log_p, log_q = _log_softmax(p[rows]), _log_softmax(q[rows])
+        total += float(np.sum(np.exp(log_p) * (log_p - log_q)))
+    return total / len(p)
+
+
+_ROWS_AT_A_TIME = 64
+
+
+def scored_tokens(mask: Array) -> int:
+    """Tokens whose likelihood `nll` takes: those of the second half of each row but its last."""
+    lengths = np.sum(mask, axis=-1)
+    return int(np.sum(np.maximum(lengths - 1 - lengths // 2, 0)))
+
+
+def nll(ids: Array, logits: Array, mask: Array) -> float:
+    """Mean negative log likelihood in nats of each next token, in the second half of each row.
+
+    Its exponential is the perplexity that llama-perplexity prints for rows of its context length.
+    NaN where no row is long enough.
+
+    Args:
+        ids: (batch, sequence).
+        logits: (batch, sequence, vocabulary).
+        mask: (batch, sequence); rows end where it does.
+
+    Source: llama.cpp, `tools/perplexity/perplexity.cpp`: of a context of n tokens, positions n/2 to
+    n - 2 predict the token after them.
+    """
+    total, count = 0.0, 0
+    for row, scores, length in zip(ids, logits, np.sum(mask, axis=-1), strict=True):
+        places = np.arange(length // 2, length - 1)
+        if len(places):
+            log_p = _log_softmax(scores[places])
+            total -= float(np.sum(log_p[np.arange(len(places)), row[places + 1]]))
+            count += len(places)
+    return total / count if count else float("nan")
 
 
 def top1_agreement(reference: Array, candidate: Array, margin: float = 0.0) -> float:

@@ -8,15 +8,21 @@ from itertools import chain
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+
 from convkit import graph, samples, verification
 from convkit.artifact import Artifact, TensorSpec
 from convkit.child import Child, ChildDiedError, is_not_loaded
 from convkit.errors import SamplesError, StepError
-from convkit.step import Feeds, Format, Runner
+from convkit.step import Feeds, Format, LanguageRunner, Runner
 
 SHAPE_SETS = 3
 """Shapes every result is checked at: batch 1, a larger batch, an odd length."""
 
+WINDOW_TOKENS = 512
+"""Length of the rows that a text is cut into, as perplexities are usually quoted for."""
+
+_TEXT_TOKENS = 256
 _SEED = 0
 _INPUTS_HINT = "Describe inputs it accepts:  --input NAME=DTYPE[SIZES]   or  --samples inputs.npz"
 
@@ -153,11 +159,16 @@ def record_source(
     """
     if format.open is None:
         raise StepError(f"{source.format} models cannot be run, so nothing can be verified.")
-    given = samples.read(examples) if examples else []
+    is_text = examples is not None and examples.suffix == ".txt"
+    given = samples.read(examples) if examples and not is_text else []
     with format.open(source) as runner:
-        wanted = max(SHAPE_SETS, len(given))
+        if examples and is_text:
+            given = text_windows(runner, examples)
+        wanted = max(SHAPE_SETS, len(given)) + (isinstance(runner, LanguageRunner) and not given)
         try:
-            recording = verification.record(runner, inputs_for(runner, given), wanted, given)
+            recording = verification.record(
+                runner, inputs_for(runner, given), wanted, given, source.precision
+            )
         except StepError as error:
             if source.opening.inputs:  # the user described them
                 raise SamplesError(error.what, why=error.why, hint=_INPUTS_HINT) from error
@@ -194,8 +205,50 @@ def inputs_for(runner: Runner, given: list[Feeds]) -> Iterator[Feeds]:
         return chain(given, (samples.resize(given[0], specs, sizes) for sizes in shapes))
     if samples.dynamic_names(specs):
         shape_sets = samples.shape_sets(specs)
-        return (runner.example(sizes, _SEED + i) for i, sizes in enumerate(shape_sets))
+        shaped = (runner.example(sizes, _SEED + i) for i, sizes in enumerate(shape_sets))
+        return chain(_text(runner), shaped) if isinstance(runner, LanguageRunner) else shaped
     return (runner.example({}, _SEED + i) for i in range(SHAPE_SETS))
+
+
+def _text(runner: LanguageRunner) -> Iterator[Feeds]:
+    """One row long enough to tell predictions apart, where the model takes such."""
+    length = min(_TEXT_TOKENS, runner.context_length or _TEXT_TOKENS)
+    yield runner.example({"batch": 1, "sequence": length}, _SEED)
+
+
+def text_windows(runner: Runner, path: Path) -> list[Feeds]:
+    """A text as rows of one length, each beginning as a prompt does.
+
+    Source: llama.cpp, `tools/perplexity/perplexity.cpp`: rows of 512 tokens, the first of each
+    replaced by the one that begins a text; what is left over at the end falls away.
+
+    Raises:
+        SamplesError: the model takes no text, or the text is missing or too short.
+    """
+    if not isinstance(runner, LanguageRunner):
+        raise SamplesError(
+            f"{path} is a text, and the model predicts none.",
+            hint="Give arrays:  --samples inputs.npz",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise SamplesError(f"The text {path} cannot be read.", why=str(cause)) from cause
+    tokens = runner.encode(text)
+    length = min(WINDOW_TOKENS, runner.context_length or WINDOW_TOKENS)
+    if len(tokens) < length:
+        raise SamplesError(
+            f"{path} is too short: {len(tokens)} tokens, one row takes {length}.",
+            hint="Give a longer text.",
+        )
+    begins_alike = tokens[:1] != runner.encode(text, is_prompt=False)[:1]
+    rows = []
+    for begin in range(0, len(tokens) - length + 1, length):
+        row = np.array([tokens[begin : begin + length]], np.int64)
+        if begins_alike:
+            row[0, 0] = tokens[0]
+        rows.append({"input_ids": row, "attention_mask": np.ones_like(row)})
+    return rows
 
 
 def _check_samples(given: Sequence[Feeds], specs: tuple[TensorSpec, ...]) -> None:

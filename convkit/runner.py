@@ -30,12 +30,17 @@ class Runner(abc.ABC):
             relative to another scale than the number's own; a smaller difference says nothing.
         channels_last: inputs and outputs whose channels were moved from the second axis to the
             last, when the model was converted, because its user asked for it.
+        distributions: outputs that are logits and are judged as what they mean, probabilities: the
+            runtime computes them in another way than a sum of products in float32.
+        without: outputs that other formats of this model have and this one has no place for.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     resolution: Mapping[str, float] = MappingProxyType({})
     channels_last: frozenset[str] = frozenset()
+    distributions: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
 
     @abc.abstractmethod
     def __call__(self, feeds: Feeds) -> Outputs:
@@ -47,6 +52,10 @@ class Runner(abc.ABC):
 
         A name missing from `sizes` gets a default; a name the model does not have is ignored.
         """
+
+    def can_take(self, feeds: Feeds) -> bool:
+        """Whether the model can be asked this at all; what it cannot is not compared."""
+        return True
 
     def synchronize(self) -> None:  # noqa: B027 - most runners have nothing to wait for
         """Waits until the device has finished; nothing to wait for on a CPU."""
@@ -87,14 +96,16 @@ class LanguageRunner(Runner):
         end_tokens: ids that end a text.
         context_length: tokens it was made for; None where nothing says.
         chat_template: a Jinja template that turns messages into a prompt; "" where there is none.
-        rounding: the KL divergence that the runtime itself causes with these weights, because it
-            rounds activations to eight bits; 0 where it computes in floating point.
+        scheme: how its weights are quantized (`q4_k_m`), where the precision alone does not tell.
+        rounds_activations: whether the runtime rounds activations, to eight bits or to bfloat16,
+            whatever the weights are worth.
     """
 
     end_tokens: frozenset[int] = frozenset()
     context_length: int | None = None
     chat_template: str = ""
-    rounding: float = 0.0
+    scheme: str = ""
+    rounds_activations: bool = False
 
     @abc.abstractmethod
     def encode(self, text: str, *, is_prompt: bool = True) -> list[int]:
