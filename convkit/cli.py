@@ -233,6 +233,53 @@ def verify(
 
 
 @cli.command()
+@click.argument("model")
+@click.argument("prompt")
+@click.option("-n", "--max-tokens", default=64, show_default=True, help="At most so many tokens.")
+@click.option("--temperature", default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--top-p", default=1.0, show_default=True, help="Draw from this much probability.")
+@click.option("--seed", default=0, show_default=True, help="What is drawn follows from it.")
+@click.option("--chat/--raw", default=False, help="Ask through the model's chat template.")
+@click.option("--trust", is_flag=True, help="Open files that run code.")
+@common
+def generate(
+    model: str,
+    prompt: str,
+    chat: bool,
+    trust: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Continue PROMPT ("-" reads it from standard input) with the language model MODEL.
+
+    \b
+    convkit generate model/ "The capital of France is" -n 16
+    convkit generate model.gguf "Name three rivers." --chat
+    """
+    from convkit import console, generation, library
+
+    said = sys.stdin.read() if prompt == "-" else prompt
+    with console.progressing(is_quiet=quiet or as_json, is_verbose=verbose) as listener:
+        listener.stage("Opening the model")
+        _, described = library.inspect(model, trust=trust)
+        opened = library.load(model, trust=trust)
+    with opened:
+        kind = described.details.get("architecture") or ""
+        runner = generation.require_language(opened, model, kind)
+        pieces = generation.generate(runner, said, is_chat=chat, **options)
+        if as_json:
+            console.print_json(generation.document(said, pieces))
+            return
+        for piece in pieces:
+            click.echo(piece.text, nl=False)
+        click.echo()
+    if not quiet:
+        click.echo(piece.speed, err=True)
+
+
+@cli.command()
 @common
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what is installed, what hardware is here, what is wrong and the line that fixes it.
