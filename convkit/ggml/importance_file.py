@@ -17,12 +17,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from convkit.checkpoint.rows import Held
 from convkit.errors import ModelError
 from convkit.ggml.header import Header, TensorHeader, is_gguf, read_header
 from convkit.ggml.importance import Floats, Importance, SquaredInputs
+from convkit.ggml.model import GgufModel, Output, write
 from convkit.ggml.types import TYPES
 from convkit.ggml.values import ARRAY, STRING, Strings, Value, typed
-from convkit.ggml.writer import GgufWriter, Layout, Place
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _LEAST_ENTRY_BYTES = 4 * 4
@@ -56,10 +57,8 @@ def write_importance(importance: Importance, path: Path) -> None:
     for name, inputs in sorted(importance.entries.items()):
         arrays[name + _SUMS] = inputs.sums
         arrays[name + _COUNTS] = inputs.counts[:, None]
-    places = [Place(name, array.shape, TYPES["F32"]) for name, array in arrays.items()]
-    with GgufWriter(path, Layout(metadata, places)) as writer:
-        for name, array in arrays.items():
-            writer.write_rows(name, 0, np.ascontiguousarray(array).data)
+    outputs = (Output(name, Held(array), TYPES["F32"]) for name, array in arrays.items())
+    write(GgufModel(metadata, tuple(outputs)), path)
 
 
 def write_legacy_importance(importance: Importance, path: Path) -> None:

@@ -6,30 +6,29 @@ the type they are to have, and writes them to their place.
 
 from __future__ import annotations
 
-import os
-from collections import deque
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convkit.checkpoint.placing import (
+    CHUNK_ELEMENTS,
+    Piece,
+    PlacedFile,
+    Progress,
+    write_pieces,
+)
 from convkit.checkpoint.rows import Array, Rows
 from convkit.errors import ModelError
 from convkit.ggml.types import GgmlType
 from convkit.ggml.values import Value
-from convkit.ggml.writer import GgufWriter, Layout, Place
+from convkit.ggml.writer import Layout, Place
 
 if TYPE_CHECKING:
     from convkit.ggml.importance import Importance
-
-_CHUNK_ELEMENTS = 1 << 19
-"""Rows are taken by about as many elements: 2 MiB of float32 stay in a core's cache."""
-_JOBS_AHEAD = 2
-
-Progress = Callable[[int, int], None]
-"""Takes (bytes written, bytes in all)."""
+    from convkit.step import Work
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,14 @@ class Output:
     importance: Array | None = None
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major, as in PyTorch."""
+        return self.rows.shape
+
+    @property
     def place(self) -> Place:
         """Name, shape and type."""
-        return Place(self.name, self.rows.shape, self.kind)
+        return Place(self.name, self.shape, self.kind)
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,14 @@ class GgufModel:
         notes: sentences for the report.
         importance: measures on a text how much each column of each tensor matters, where the model
             behind this one can be run; None where it cannot.
+        finish: what is to be done with the written file: (file, what takes notes for the report).
     """
 
     metadata: Mapping[str, Value]
     tensors: tuple[Output, ...]
     notes: tuple[str, ...] = ()
     importance: Callable[[Path], Importance] | None = field(default=None, compare=False)
+    finish: tuple[Callable[[Path, Callable[[str], None]], None], ...] = ()
 
     @cached_property
     def layout(self) -> Layout:
@@ -82,6 +88,13 @@ class GgufModel:
         return self.layout.byte_count
 
 
+def sink(model: GgufModel, out: Path, work: Work) -> None:
+    """Writes a model and does what is to be done with the file."""
+    write(model, out, lambda done, total: work.progress("writing tensors", done, total))
+    for finish in model.finish:
+        finish(out, work.note)
+
+
 def write(model: GgufModel, out: Path, progress: Progress | None = None) -> None:
     """Writes a model with as many threads as there are processors.
 
@@ -89,43 +102,27 @@ def write(model: GgufModel, out: Path, progress: Progress | None = None) -> None
         ModelError: a tensor holds what cannot be quantized.
         OSError: the file cannot be written.
     """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    done, total = 0, sum(tensor.place.byte_count for tensor in model.tensors)
-    with GgufWriter(out, model.layout) as writer, ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[int]] = deque()
-        try:
-            for tensor, begin, end in _chunks(model):
-                ahead.append(pool.submit(_write_rows, writer, tensor, begin, end))
-                if len(ahead) > _JOBS_AHEAD * (threads or 1):
-                    done += ahead.popleft().result()
-                    if progress:
-                        progress(done, total)
-            while ahead:
-                done += ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
-    if progress:
-        progress(total, total)
+    layout = model.layout
+    with PlacedFile(out, layout.byte_count) as file:
+        file.write(layout.head, 0)
+        write_pieces(_pieces(model, file), layout.byte_count - len(layout.head), progress)
 
 
-def _chunks(model: GgufModel) -> Iterator[tuple[Output, int, int]]:
+def _pieces(model: GgufModel, file: PlacedFile) -> Iterator[Piece]:
     for tensor in model.tensors:
-        rows = tensor.rows
-        step = max(1, _CHUNK_ELEMENTS // rows.row_length)
+        rows, begin_of_tensor = tensor.rows, model.layout.offsets[tensor.name]
+        step = max(1, CHUNK_ELEMENTS // rows.row_length)
         for begin in range(0, rows.row_count, step):
-            yield tensor, begin, min(begin + step, rows.row_count)
+            end = min(begin + step, rows.row_count)
+            at = begin_of_tensor + begin * tensor.place.row_bytes
+            yield Piece(file, at, functools.partial(_content, tensor, begin, end))
 
 
-def _write_rows(writer: GgufWriter, tensor: Output, begin: int, end: int) -> int:
-    """Brings some rows to their type and writes them; gives the bytes written."""
-    rows = tensor.rows
-    if rows.dtype == tensor.kind.name:
-        content = rows.stored(begin, end)
-    else:
-        content = _quantized(tensor, begin, end)
-    writer.write_rows(tensor.name, begin, content.reshape(-1).data)
-    return int(content.nbytes)
+def _content(tensor: Output, begin: int, end: int) -> Array:
+    """Some rows as they are written."""
+    if tensor.rows.dtype == tensor.kind.name:
+        return tensor.rows.stored(begin, end)
+    return _quantized(tensor, begin, end)
 
 
 def _quantized(tensor: Output, begin: int, end: int) -> Array:

@@ -1,17 +1,13 @@
-"""GGUF files written by position: every offset is known before the first tensor is.
+"""The layout of a GGUF file: every offset is known before the first tensor is.
 
 Source: ggml, `docs/gguf.md`.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 from convkit.ggml.header import DEFAULT_ALIGNMENT, MAGIC
 from convkit.ggml.types import GgmlType
@@ -74,59 +70,6 @@ class Layout:
         self.head = head.ljust(_aligned(len(head), alignment), b"\0")
         self.offsets = {name: len(self.head) + offset for name, offset in relative.items()}
         self.byte_count = len(self.head) + offset
-
-
-class GgufWriter:
-    """A file of a layout, open for threads to write rows at their place. A context manager.
-
-    The whole file is reserved at once, so that a full disk shows before the work begins.
-
-    Raises:
-        OSError: the file cannot be made, or the disk is too small.
-    """
-
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self._layout = layout
-        self._lock = threading.Lock()
-        self._stream = path.open("xb", buffering=0)
-        try:
-            if hasattr(os, "posix_fallocate") and layout.byte_count:
-                os.posix_fallocate(self._stream.fileno(), 0, layout.byte_count)
-            else:
-                self._stream.truncate(layout.byte_count)
-            self._write_at(layout.head, 0)
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def write_rows(self, name: str, begin: int, content: memoryview) -> None:
-        """Writes rows of a tensor, from row `begin` on."""
-        place = self._layout.places[name]
-        self._write_at(content, self._layout.offsets[name] + begin * place.row_bytes)
-
-    def _write_at(self, content: bytes | memoryview, at: int) -> None:
-        left = memoryview(content).cast("B")
-        while left:
-            written = self._write_some(left, at)
-            left, at = left[written:], at + written
-
-    def _write_some(self, content: memoryview, at: int) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self._stream.fileno(), content, at)
-        with self._lock:
-            self._stream.seek(at)
-            return self._stream.write(content) or 0
-
-    def __enter__(self) -> GgufWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stream.close()
 
 
 def _info(place: Place, offset: int) -> bytes:

@@ -1,0 +1,95 @@
+"""A Hugging Face folder from a GGUF file: tensors, configuration, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from convkit.artifact import Precision
+from convkit.checkpoint.rows import Rows
+from convkit.checkpoint.writing import FolderModel, Target, is_exact_in, names_of
+from convkit.errors import ModelError
+from convkit.families import mapping
+from convkit.families.config import Config
+from convkit.families.family import Family, Stored, family_of_architecture
+from convkit.ggml.file import GgufFile
+from convkit.ggml.header import Header
+
+_DTYPES = {Precision.FP16: "F16", Precision.BF16: "BF16"}
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_ROLES = ("bos", "eos", "padding")
+
+
+def folder_model(file: GgufFile, precision: Precision) -> FolderModel:
+    """What the folder will hold; quantized weights become float32, which holds them exactly.
+
+    Raises:
+        UnsupportedError: an architecture or a vocabulary without a way back.
+        ModelError: a tensor is missing or of the wrong shape.
+    """
+    header = file.header
+    if header.get("general.type", "model") != "model":
+        raise ModelError(
+            f"{header.path} is a GGUF file of type '{header.get('general.type')}', not a model."
+        )
+    family = family_of_architecture(header.architecture)
+    config = config_of(family, file)
+    mapped = mapping.to_torch(family, Config(config), file.tensors)
+    targets, dtype, notes = _targets(mapped.tensors, _DTYPES.get(precision, "F32"))
+    config["dtype"] = _NAMES[dtype]
+    files = {"config.json": _json(config), **_tokenizer(header)}
+    if not family.gives_embeddings:
+        files["generation_config.json"] = _json(_token_ids(header))
+    return FolderModel(targets, files, notes)
+
+
+def config_of(family: Family, file: GgufFile) -> dict[str, Any]:
+    """The configuration that a GGUF file stands for."""
+    header = file.header
+    small = {name: file.tensors[name].array() for name in _POSITIONS if name in file.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    return {**family.config(Stored(header.get, shapes, small)), **_token_ids(header)}
+
+
+def _token_ids(header: Header) -> dict[str, int]:
+    """Ids that transformers keeps in configurations."""
+    found = {}
+    for role in _ROLES:
+        number = header.get(f"tokenizer.ggml.{role}_token_id")
+        if number is not None:
+            found[f"{role.removesuffix('ding')}_token_id"] = int(number)
+    return found
+
+
+def _targets(
+    tensors: Mapping[str, Rows], dtype: str
+) -> tuple[dict[str, Target], str, tuple[str, ...]]:
+    """Tensors in the folder's dtype; all keep float32 if one that has it does not fit the dtype.
+
+    GGUF holds norms in float32 whatever the model is; they go back to what they were.
+    """
+    wide = [name for name, rows in tensors.items() if rows.dtype == "F32"]
+    if dtype != "F32" and (left := [n for n in wide if not is_exact_in(tensors[n], dtype)]):
+        note = (
+            f"{names_of(left)} do not fit {_NAMES[dtype]} and stay in float32; config.json says "
+            "float32, so that loading does not round them"
+        )
+        kept = {n: Target(r, "F32" if n in left else dtype) for n, r in tensors.items()}
+        return kept, "F32", (note,)
+    return {name: Target(rows, dtype) for name, rows in tensors.items()}, dtype, ()
+
+
+def _tokenizer(header: Header) -> dict[str, str]:
+    from convkit.vocabulary import from_metadata
+
+    if header.get("tokenizer.ggml.model", "none") == "none":
+        return {}
+    plain = {k: v.content if k.endswith(("tokens", "merges")) else v.plain()
+             for k, v in header.metadata.items() if k.startswith("tokenizer.")}  # fmt: skip
+    return from_metadata(plain)
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,106 @@
+"""A GGUF model from a checkpoint's tensors, its configuration and its tokenizer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from convkit.artifact import Artifact, Precision
+from convkit.checkpoint.folder import Checkpoint, open_folder
+from convkit.checkpoint.rows import Rows
+from convkit.errors import UnsupportedError
+from convkit.families import mapping
+from convkit.families.config import Config
+from convkit.families.family import Family, family_of
+from convkit.ggml.mixture import plain_type, quantizer_order
+from convkit.ggml.model import GgufModel, Output
+from convkit.ggml.types import DEFAULT_SCHEMES, SCHEMES, Scheme
+from convkit.ggml.values import typed
+from convkit.step import Work
+from convkit.vocabulary.tokens import Vocabulary
+
+_UNPACKED = (Precision.INT8, Precision.Q4)
+
+
+@contextmanager
+def gguf_model(source: Artifact, work: Work) -> Iterator[GgufModel]:
+    """The model of a Hugging Face folder, its tensors read as they are written.
+
+    Raises:
+        UnsupportedError: no folder, or an architecture or tokenizer that llama.cpp does not have.
+        ModelError: the folder is damaged or incomplete.
+    """
+    if source.opening.factory or not source.path.is_dir():
+        raise UnsupportedError(
+            f"{source.words} is no Hugging Face folder, and GGUF holds language models from such.",
+            why="llama.cpp computes by the architecture that config.json names.",
+            hint="Save it with save_pretrained, weights, configuration and tokenizer.",
+        )
+    opening = source.opening
+    with open_folder(source.path, adapter=opening.adapter, trust=opening.trust) as checkpoint:
+        yield built(checkpoint, source, work)
+
+
+def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
+    """The model of an open checkpoint."""
+    from convkit.vocabulary import of_folder
+
+    config = Config(checkpoint.config)
+    family = family_of(config, list(checkpoint.tensors))
+    mapped = mapping.to_gguf(family, config, checkpoint.tensors, checkpoint.other)
+    vocabulary = of_folder(source.path, checkpoint.config)
+    precision = Precision.FP32 if source.precision in _UNPACKED else source.precision
+    scheme = SCHEMES[DEFAULT_SCHEMES[precision]]
+    metadata = _metadata(family, config, source.path, scheme, vocabulary)
+    notes = [*checkpoint.notes, *vocabulary.notes, *_told(mapped.dropped)]
+    return GgufModel(
+        metadata={key: typed(value) for key, value in metadata.items()},
+        tensors=tuple(_outputs(mapped.tensors, scheme)),
+        notes=tuple(notes),
+        finish=(functools.partial(_prove, source.path),),
+    )
+
+
+def _metadata(
+    family: Family, config: Config, folder: Path, scheme: Scheme, vocabulary: Vocabulary
+) -> Mapping[str, Any]:
+    own = {
+        key.replace("ARCH", family.architecture): value
+        for key, value in family.metadata(config).items()
+    }
+    return {
+        "general.architecture": family.architecture,
+        "general.type": "model",
+        "general.name": folder.resolve().name,
+        "general.file_type": scheme.file_type,
+        "general.quantization_version": 2,
+        **own,
+        **vocabulary.metadata(),
+    }
+
+
+def _outputs(tensors: Mapping[str, Rows], scheme: Scheme) -> Iterator[Output]:
+    for name in sorted(tensors, key=quantizer_order):
+        rows = tensors[name]
+        yield Output(name, rows, plain_type(name, rows.shape, scheme.default))
+
+
+def _told(dropped: Mapping[str, str]) -> Iterator[str]:
+    """Which tensors are not needed, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"left out: {names[0]}{more}: {reason}"
+
+
+def _prove(folder: Path, out: Path, note: Callable[[str], None]) -> None:
+    """Sees to it that llama.cpp makes the same tokens of a text as the folder's tokenizer does."""
+    from convkit.vocabulary import prove
+
+    for text in prove(folder, out):
+        note(text)
