@@ -136,8 +136,8 @@ class Climb:
             samples=LazySamples(self.recorder),
             load=self._load,
             note=note,
-            progress=lambda what, done, total: self.listener.progress(
-                f"{step.name}: {what}", done, total
+            progress=lambda what, done, total, unit="": self.listener.progress(
+                f"{step.name}: {what}", done, total, unit
             ),
             recorded=lambda: self._recorded(target[0]),
             calibration=self.calibration,

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -42,6 +50,16 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, default=str, allow_nan=False))
 
 
+class _Pace(ProgressColumn):
+    """Megabytes a second and the time left, where bytes are counted."""
+
+    def render(self, task: Task) -> str:
+        if task.fields.get("unit") != "B" or not task.speed:
+            return ""
+        left = task.time_remaining
+        return f"{task.speed / 1e6:.0f} MB/s" + ("" if left is None else f", {left:.0f} s left")
+
+
 class Progressing:
     """Draws a run's stages and progress bars; a `Listener`."""
 
@@ -52,13 +70,13 @@ class Progressing:
 
     def stage(self, what: str) -> None:
         """A new stage has begun."""
-        self._progress.update(self._stage, description=what, completed=0, total=None)
+        self._progress.reset(self._stage, description=what, total=None, unit="")
         if self._is_verbose:
             self._progress.console.print(escape(what))
 
-    def progress(self, what: str, done: int, total: int | None) -> None:
+    def progress(self, what: str, done: int, total: int | None, unit: str = "") -> None:
         """Work within the stage."""
-        self._progress.update(self._stage, description=what, completed=done, total=total)
+        self._progress.update(self._stage, description=what, completed=done, total=total, unit=unit)
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -77,6 +95,7 @@ def progressing(*, is_quiet: bool, is_verbose: bool) -> Iterator[Progressing]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
+        _Pace(),
     )
     console = Console(stderr=True, highlight=False)
     is_hidden = is_quiet or not console.is_terminal

@@ -11,8 +11,8 @@ class Listener(Protocol):
     def stage(self, what: str) -> None:
         """A new stage has begun."""
 
-    def progress(self, what: str, done: int, total: int | None) -> None:
-        """Work within the stage; `total` is None where unknown."""
+    def progress(self, what: str, done: int, total: int | None, unit: str = "") -> None:
+        """Work within the stage; `total` is None where unknown, `unit` is `B` for bytes."""
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -24,7 +24,7 @@ class Silence:
     def stage(self, what: str) -> None:
         """Nothing."""
 
-    def progress(self, what: str, done: int, total: int | None) -> None:
+    def progress(self, what: str, done: int, total: int | None, unit: str = "") -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

@@ -167,7 +167,7 @@ def predicted_bytes(job: Plan) -> int | None:
         ModelError, UsageError: the work could not begin.
     """
     recipe = job.recipe
-    work = Work((), _nothing_to_load, _ignore, _ignore, None, recipe.calibration, recipe.force)
+    work = Work((), _nothing_to_load, _unheard, _unseen, None, recipe.calibration, recipe.force)
     return fusing.predicted_bytes(job.route, job.source, job.options, work)
 
 
@@ -175,8 +175,12 @@ def _nothing_to_load(artifact: Artifact) -> Any:
     raise AssertionError("a plan loads no model")
 
 
-def _ignore(*_: object) -> None:
-    """Nobody hears what a plan has to say."""
+def _unheard(text: str) -> None:
+    """Nobody hears what a plan notes."""
+
+
+def _unseen(what: str, done: int, total: int | None, unit: str = "") -> None:
+    """Nobody sees how far a plan is."""
 
 
 def _precision(recipe: Recipe, converters: ConverterGraph) -> Precision | None:

@@ -242,7 +242,7 @@ def text_windows(runner: Runner, path: Path) -> list[Feeds]:
             hint="Give a longer text.",
         )
     begins_alike = tokens[:1] != runner.encode(text, is_prompt=False)[:1]
-    rows = []
+    rows: list[Feeds] = []
     for begin in range(0, len(tokens) - length + 1, length):
         row = np.array([tokens[begin : begin + length]], np.int64)
         if begins_alike:

@@ -116,6 +116,13 @@ class Streaming:
     change: Callable[..., Any] | None = None
 
 
+class Progress(Protocol):
+    """Hears how far a piece of work is."""
+
+    def __call__(self, what: str, done: int, total: int | None, unit: str = "") -> None:
+        """`total` is None where unknown; `unit` is `B` where bytes are counted."""
+
+
 @dataclass
 class Work:
     """What the pipeline hands a step beside its input and output.
@@ -126,7 +133,7 @@ class Work:
             at them waits until the source ran.
         load: loads the framework object behind an artifact (see `Format.load`).
         note: takes one sentence for the report ("dynamic dimension 'height' became 224").
-        progress: takes (what, done, total); total None where unknown.
+        progress: hears how far the work is.
         recorded: the route's source with inputs and outputs as its run showed them; waits for it.
             For eager rungs; others get them with their source.
         calibration: representative data that the user gave for a calibrated pass.
@@ -136,7 +143,7 @@ class Work:
     samples: Sequence[Feeds]
     load: Callable[[Artifact], Any]
     note: Callable[[str], None]
-    progress: Callable[[str, int, int | None], None]
+    progress: Progress
     recorded: Callable[[], Artifact] | None = None
     calibration: Path | None = None
     is_forced: bool = False

@@ -15,7 +15,10 @@ from convkit.streaming import streaming_converter
 def _sink(model: Any, out: Path, work: Work) -> None:
     from convkit.checkpoint.writing import write_folder
 
-    write_folder(model, out, lambda done, total: work.progress("writing tensors", done, total))
+    def progress(done: int, total: int) -> None:
+        work.progress("writing tensors", done, total, "B")
+
+    write_folder(model, out, progress)
 
 
 @streaming_converter(

@@ -90,7 +90,7 @@ class GgufModel:
 
 def sink(model: GgufModel, out: Path, work: Work) -> None:
     """Writes a model and does what is to be done with the file."""
-    write(model, out, lambda done, total: work.progress("writing tensors", done, total))
+    write(model, out, lambda done, total: work.progress("writing tensors", done, total, "B"))
     for finish in model.finish:
         finish(out, work.note)
 

@@ -17,7 +17,7 @@ from convkit.artifact import Artifact
 from convkit.errors import ModelError, ResourceError
 from convkit.passes.torch_folder import Checkpoint, Shard, find_checkpoint, open_shard
 from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
-from convkit.step import Work
+from convkit.step import Progress, Work
 
 _PIECE_BYTES = 4 << 20
 _PIECES_AHEAD = 4
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass
 class _Progress:
-    report: Callable[[str, int, int | None], None]
+    report: Progress
     what: str
     total: int
     done: int = 0
@@ -63,7 +63,7 @@ class _Progress:
 
     def advance(self, byte_count: int) -> None:
         self.done += byte_count
-        self.report(self.what, self.done, self.total)
+        self.report(self.what, self.done, self.total, "B")
 
 
 def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> None:

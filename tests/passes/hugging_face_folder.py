@@ -25,7 +25,7 @@ def make_folder(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
 
 def lower(step: Pass, folder: Path, out: Path) -> list[str]:
     notes: list[str] = []
-    work = Work((), cannot_load, notes.append, lambda what, done, total: None)
+    work = Work((), cannot_load, notes.append, lambda what, done, total, unit="": None)
     step.rungs[0].run(Artifact(folder, "torch", Precision.FP32), out, work)
     return notes
 

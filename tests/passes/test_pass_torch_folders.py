@@ -193,13 +193,13 @@ def test_companions_are_copied_and_other_weights_left_out(tmp_path: Path) -> Non
 
 def test_progress_counts_the_bytes_of_the_weights(tmp_path: Path, weights: dict[str, Any]) -> None:
     folder = make_folder(tmp_path / "model", weights)
-    seen: list[tuple[str, int, int | None]] = []
+    seen: list[Any] = []
     work = Work((), cannot_load, lambda note: None, lambda *told: seen.append(told))
     source = Artifact(folder, "torch", Precision.FP32)
     torch_fp16.rungs[0].run(source, tmp_path / "out", work)
     size = (folder / "model.safetensors").stat().st_size
-    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
-    assert seen[-1] == ("float16 weights", size, size)
+    assert [told[1] for told in seen] == sorted(told[1] for told in seen)
+    assert seen[-1] == ("float16 weights", size, size, "B")
 
 
 def test_a_gigantic_tensor_needs_a_few_megabytes_and_no_framework(tmp_path: Path) -> None:
