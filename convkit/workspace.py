@@ -21,6 +21,7 @@ from convkit.errors import ResourceError, UsageError
 _PREFIX = ".convkit-"
 _UNLOCKED_PREFIX = ".convkit_new-"
 _REJECTED = ".rejected"
+_BESIDE = (".data", ".Modelfile")
 
 _UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -151,8 +152,9 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def companions_of(destination: Path) -> tuple[Path, ...]:
-    """Files that belong to an artifact at `destination`: external data and manifest."""
-    return (destination.with_name(destination.name + ".data"), manifest_of(destination))
+    """Files that belong to an artifact at `destination`: data, Modelfile and manifest."""
+    beside = (destination.with_name(destination.name + ending) for ending in _BESIDE)
+    return (*beside, manifest_of(destination))
 
 
 @contextmanager

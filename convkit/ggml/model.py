@@ -22,6 +22,7 @@ from convkit.checkpoint.placing import (
 )
 from convkit.checkpoint.rows import Array, Rows
 from convkit.errors import ModelError
+from convkit.ggml.modelfile import write_modelfile
 from convkit.ggml.types import GgmlType
 from convkit.ggml.values import Value
 from convkit.ggml.writer import Layout, Place
@@ -89,8 +90,10 @@ class GgufModel:
 
 
 def sink(model: GgufModel, out: Path, work: Work) -> None:
-    """Writes a model and does what is to be done with the file."""
+    """Writes a model, what Ollama wants beside it, and does what is to be done with the file."""
     write(model, out, lambda done, total: work.progress("writing tensors", done, total, "B"))
+    if "tokenizer.chat_template" in model.metadata:
+        write_modelfile(out, model.metadata)
     for finish in model.finish:
         finish(out, work.note)
 
