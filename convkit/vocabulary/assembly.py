@@ -25,7 +25,9 @@ _CLASS_OF_MODEL = {"gpt2": "GPT2", "phi": "CodeGen", "qwen2": "Qwen2", "qwen3": 
 _CUTS = {"GPT2": "gpt-2", "CodeGen": "gpt-2", "Roberta": "gpt-2", "Qwen2": "qwen2"}
 _COMPOSES = frozenset(("Qwen2",))
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+"""Role -> text where no file says otherwise."""
+
 
 
 def assembled(folder: TokenizerFolder, model_type: str) -> Json:
@@ -66,7 +68,12 @@ def _byte_level(folder: TokenizerFolder, model_type: str) -> Json:
         "normalizer": {"type": "NFC"} if name in _COMPOSES else None,
         "pre_tokenizer": written(named(_CUTS[name])),
         "post_processor": _enclosed_by(vocabulary, "<s>", "</s>") if name == "Roberta" else None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
     }
 
@@ -80,7 +87,7 @@ def _word_piece(folder: TokenizerFolder, model_type: str) -> Json:
         )
     lines = folder.text("vocab.txt").removesuffix("\n").split("\n")
     vocabulary = {line.removesuffix("\r"): index for index, line in enumerate(lines)}
-    texts = {role: folder.special_text(role) or text for role, text in _BERT_TOKENS.items()}
+    texts = {role: folder.special_text(role) or text for role, text in BERT_TOKENS.items()}
     config = folder.config
     return {
         "added_tokens": _special(vocabulary, set(texts.values())),

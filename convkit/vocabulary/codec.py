@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from convkit.errors import MissingRequirementError, ModelError
-from convkit.vocabulary.folder_settings import FolderSettings, read_settings
+from convkit.vocabulary.assembly import dumped
+from convkit.vocabulary.folder import TokenizerFolder
+from convkit.vocabulary.folder_settings import FolderSettings, read_object, read_settings
 
-_FILES = ("tokenizer.json", "tokenizer.model")
+_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 _PLAIN_CLASSES = frozenset(
     ("", "LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizer",
      "TokenizersBackend", "SentencePieceBackend")
@@ -23,7 +25,13 @@ Source: transformers, `models/*/tokenization_*.py`.
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer that `Codec` reads."""
-    return any((folder / name).is_file() for name in _FILES)
+    return bool(_files_of(folder))
+
+
+def _files_of(folder: Path) -> tuple[str, ...]:
+    """The files that are read, the first set of them that is there."""
+    sets = (names for names in _FILES if all((folder / name).is_file() for name in names))
+    return next(sets, ())
 
 
 class _Vocabulary(Protocol):
@@ -43,7 +51,7 @@ class Codec:
     """The two ways between text and token ids.
 
     Args:
-        folder: holds `tokenizer.json`, or `tokenizer.model` alone.
+        folder: holds `tokenizer.json`, else `vocab.json` with `merges.txt`, or `tokenizer.model`.
 
     Attributes:
         settings: what the folder's JSON files say.
@@ -58,15 +66,7 @@ class Codec:
 
     def __init__(self, folder: Path) -> None:
         self.settings = read_settings(folder)
-        if (folder / "tokenizer.json").is_file():
-            self._vocabulary: _Vocabulary = _Tokenizers(folder / "tokenizer.json", self.settings)
-        elif (folder / "tokenizer.model").is_file():
-            self._vocabulary = _SentencePiece(folder / "tokenizer.model", self.settings)
-        else:
-            raise ModelError(
-                f"{folder} holds no tokenizer: neither {' nor '.join(_FILES)}.",
-                hint="Copy the tokenizer files from where the model comes from.",
-            )
+        self._vocabulary = _vocabulary(folder, self.settings)
         self.beginning = self._vocabulary.beginning
         self.ending = self._vocabulary.ending
         named = map(self._vocabulary.id_of, self.settings.end_texts)
@@ -81,16 +81,35 @@ class Codec:
         return self._vocabulary.decode(tokens)
 
 
-class _Tokenizers:
-    """A `tokenizer.json`."""
+def _vocabulary(folder: Path, settings: FolderSettings) -> _Vocabulary:
+    files = _files_of(folder)
+    if not files:
+        names = ", ".join(" with ".join(names) for names in _FILES)
+        raise ModelError(
+            f"{folder} holds no tokenizer.",
+            why=f"Looked for: {names}",
+            hint="Copy the tokenizer files from where the model comes from.",
+        )
+    file = folder / files[0]
+    if files[0] == "tokenizer.model":
+        return _SentencePiece(file, settings)
+    if files[0] == "tokenizer.json":
+        return _Tokenizers(file, file.read_bytes(), settings)
+    model_type = str(read_object(folder / "config.json").get("model_type") or "")
+    assembled = TokenizerFolder(folder, model_type).tokenizer
+    return _Tokenizers(file, dumped(dict(assembled)).encode(), settings)
 
-    def __init__(self, file: Path, settings: FolderSettings) -> None:
+
+class _Tokenizers:
+    """A `tokenizer.json`, or what it would be for the older `file`."""
+
+    def __init__(self, file: Path, content: bytes, settings: FolderSettings) -> None:
         try:
             import tokenizers
         except ImportError as cause:
             raise _missing("tokenizers", file) from cause
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as cause:  # the package raises Exception itself
             raise _damaged(file, cause) from cause
         self._tokenizer.no_truncation()
