@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact
+from convkit.errors import UnsupportedError
 from convkit.formats.folder_language import FolderLanguage, RecomputingSession, check_context
 from convkit.formats.language_inputs import padding_mask
 from convkit.formats.onnx_folder import graph_file, text_folder
@@ -38,8 +40,6 @@ def open_onnx(artifact: Artifact, kind: type[SessionRunner] | type[TrueHalfRunne
     Raises:
         ModelError, UnsafeError, UnsupportedError: see `SessionRunner`.
     """
-    from dataclasses import replace
-
     file = graph_file(artifact.path)
     folder = text_folder(artifact.path)
     language = language_graph(read_header(file), folder)
@@ -72,10 +72,7 @@ class OnnxLanguageRunner(FolderLanguage):
         self._graph = graph
         self._name = folder.name
         self._outputs = [graph.logits.name, *graph.present]
-        self._dtypes = {
-            argument.name: RUNTIME_TYPES[argument.type[len("tensor(") : -1]]
-            for argument in runner.session.get_inputs()
-        }
+        self._dtypes = {argument.name: _dtype(argument) for argument in runner.session.get_inputs()}
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Logits (batch, sequence, vocabulary).
@@ -211,6 +208,18 @@ class _CachedSession(Session):
         self._count += len(tokens)
         found: np.ndarray[Any, Any] = logits[0].astype(np.float32, copy=False)
         return found
+
+
+def _dtype(argument: Any) -> str:
+    """The dtype of one of the runtime's arguments.
+
+    Raises:
+        UnsupportedError: numpy has none like it.
+    """
+    inner = argument.type[len("tensor(") : -1]
+    if inner not in RUNTIME_TYPES:
+        raise UnsupportedError(f"The cache tensor '{argument.name}' is {argument.type}.")
+    return RUNTIME_TYPES[inner]
 
 
 def _narrowed(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.errors import ModelError, UsageError
 from convkit.formats import (
+    onnx_folder,
     torch_checkpoint,
     torch_huggingface,
     torch_pickle,
@@ -29,6 +30,8 @@ def matches(path: Path, opening: Opening) -> bool:
     if opening.factory:
         return True
     if path.is_dir():
+        if onnx_folder.is_folder(path):  # its config.json is there for the tokenizer's sake
+            return False
         return torch_source.is_source_folder(path) or torch_huggingface.is_folder(path)
     if not path.is_file() or torch_pickle.is_torchscript(path):
         return False
