@@ -52,12 +52,9 @@ def opened(path: Path) -> LanguageRunner:
     return runner
 
 
-QUICK = ("llama", "gemma3", "mamba")
-ALL = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in NETWORKS
-    if name != "bert"
-]
+QUICK = ("llama", "mamba")
+SLOW = ("gemma3", "gpt2", "opt", "bloom")
+ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @pytest.mark.parametrize("name", ALL)
