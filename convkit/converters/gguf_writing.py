@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Precision
 from convkit.checkpoint.folder import Checkpoint, open_folder
@@ -15,12 +15,16 @@ from convkit.errors import UnsupportedError
 from convkit.families import mapping
 from convkit.families.config import Config
 from convkit.families.family import Family, family_of
-from convkit.ggml.mixture import plain_type, quantizer_order
-from convkit.ggml.model import GgufModel, Output
+from convkit.ggml.mixture import is_quantizable, plain_type, quantizer_order
+from convkit.ggml.mixture_rules import layer_of
+from convkit.ggml.model import GgufModel, Measurement, Output
 from convkit.ggml.types import DEFAULT_SCHEMES, SCHEMES, Scheme
 from convkit.ggml.values import typed
 from convkit.step import Work
 from convkit.vocabulary.tokens import Vocabulary
+
+if TYPE_CHECKING:
+    from convkit.ggml.importance import Importance
 
 _UNPACKED = (Precision.INT8, Precision.Q4)
 
@@ -56,10 +60,12 @@ def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
     scheme = SCHEMES[DEFAULT_SCHEMES[precision]]
     metadata = _metadata(family, config, source.path, scheme, vocabulary)
     notes = [*checkpoint.notes, *vocabulary.notes, *_told(mapped.dropped)]
+    outputs = tuple(_outputs(mapped.tensors, scheme))
     return GgufModel(
         metadata={key: typed(value) for key, value in metadata.items()},
-        tensors=tuple(_outputs(mapped.tensors, scheme)),
+        tensors=outputs,
         notes=tuple(notes),
+        importance=_measurement(source, family, config, outputs),
         finish=(functools.partial(_prove, source.path),),
     )
 
@@ -86,6 +92,32 @@ def _outputs(tensors: Mapping[str, Rows], scheme: Scheme) -> Iterator[Output]:
     for name in sorted(tensors, key=quantizer_order):
         rows = tensors[name]
         yield Output(name, rows, plain_type(name, rows.shape, scheme.default))
+
+
+def _measurement(
+    source: Artifact, family: Family, config: Config, outputs: Sequence[Output]
+) -> Measurement:
+    """How to measure the importance of columns; of the layers, as llama-imatrix does."""
+    inside = {
+        one.name: one.shape for one in outputs if layer_of(one.name) >= 0 and is_quantizable(one)
+    }
+
+    def take(text: Path, most_pieces: int | None, work: Work) -> Importance:
+        from convkit.converters.torch_importance import measured
+        from convkit.vocabulary.codec import Codec
+
+        return measured(
+            work.load(source),
+            Codec(source.path),
+            family,
+            config,
+            inside,
+            text,
+            work.progress,
+            most_pieces=most_pieces,
+        )
+
+    return Measurement(frozenset(inside), take)
 
 
 def _told(dropped: Mapping[str, str]) -> Iterator[str]:

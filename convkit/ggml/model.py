@@ -60,6 +60,19 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """How much each column of a tensor matters, to be measured on a text.
+
+    Attributes:
+        names: of the tensors that there will be data of.
+        take: measures: (text, at most so many pieces of it, work) -> the data.
+    """
+
+    names: frozenset[str]
+    take: Callable[[Path, int | None, Work], Importance]
+
+
+@dataclass(frozen=True)
 class GgufModel:
     """What a GGUF file will hold.
 
@@ -67,15 +80,17 @@ class GgufModel:
         metadata: key -> value, in order.
         tensors: in order.
         notes: sentences for the report.
-        importance: measures on a text how much each column of each tensor matters, where the model
-            behind this one can be run; None where it cannot.
+        importance: how to measure it, where the model behind this one can be run.
+        settle: what is to be settled before anything is written, as it takes long; it changes no
+            size: (model, work) -> model.
         finish: what is to be done with the written file: (file, what takes notes for the report).
     """
 
     metadata: Mapping[str, Value]
     tensors: tuple[Output, ...]
     notes: tuple[str, ...] = ()
-    importance: Callable[[Path], Importance] | None = field(default=None, compare=False)
+    importance: Measurement | None = field(default=None, compare=False)
+    settle: tuple[Callable[[GgufModel, Work], GgufModel], ...] = ()
     finish: tuple[Callable[[Path, Callable[[str], None]], None], ...] = ()
 
     @cached_property
@@ -90,7 +105,9 @@ class GgufModel:
 
 
 def sink(model: GgufModel, out: Path, work: Work) -> None:
-    """Writes a model, what Ollama wants beside it, and does what is to be done with the file."""
+    """Writes a model, what Ollama wants beside it, and does what is to be done before and after."""
+    for settle in model.settle:
+        model = settle(model, work)
     write(model, out, lambda done, total: work.progress("writing tensors", done, total, "B"))
     if "tokenizer.chat_template" in model.metadata:
         write_modelfile(out, model.metadata)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from convkit.artifact import Artifact
 from convkit.errors import UsageError
+from convkit.ggml.calibration import Measuring, calibrated
 from convkit.ggml.file import GgufFile
-from convkit.ggml.header import is_gguf
-from convkit.ggml.importance import Importance
-from convkit.ggml.importance_file import read_importance
 from convkit.ggml.mixture import choose_types, is_quantizable
 from convkit.ggml.mixture_overrides import parse_override
 from convkit.ggml.mixture_rules import ModelFacts
 from convkit.ggml.model import GgufModel, Output
 from convkit.ggml.types import SCHEMES, TYPES, Scheme
-from convkit.ggml.values import Value, typed
+from convkit.ggml.values import typed
 from convkit.step import Work
 
-_MATRIX_SUFFIXES = (".dat", ".imatrix")
+_USUAL = Measuring()
 _PLAIN = ("F32", "F16", "BF16", "F64")
 
 
@@ -42,6 +38,7 @@ def requantized(
     *,
     is_pure: bool = False,
     tensor_types: Sequence[str] = (),
+    measuring: Measuring = _USUAL,
 ) -> GgufModel:
     """The model with its tensors in the types of a scheme.
 
@@ -51,32 +48,25 @@ def requantized(
         scheme: `q4_k_m` ...
         is_pure: the scheme's own type for every tensor.
         tensor_types: `REGEX=TYPE`, which go before the scheme.
+        measuring: how importance is measured, if it is.
 
     Raises:
         UsageError: the model is quantized already and nobody insisted; an override fits nothing.
-        SamplesError: the importance data are of another model.
+        SamplesError: the importance data are of another model, or there is no such text.
     """
     chosen = SCHEMES[scheme]
-    notes = [*model.notes, *_losses(model, chosen, work)]
-    importance, told = _importance(model, work)
+    losses = _losses(model, chosen, work)
+    model, names = calibrated(_titled(model, chosen), work, measuring)
     kinds = choose_types(
         model.tensors,
         chosen,
         ModelFacts.of(model.metadata),
         is_pure=is_pure,
         overrides=[parse_override(text) for text in tensor_types],
-        importance=importance,
+        importance=names,
     )
-    outputs = (
-        replace(
-            tensor,
-            kind=kinds[tensor.name],
-            importance=importance.weights_of(tensor.name, tensor.shape) if importance else None,
-        )
-        for tensor in model.tensors
-    )
-    metadata = {**model.metadata, **_said(chosen, importance, work.calibration)}
-    return replace(model, metadata=metadata, tensors=tuple(outputs), notes=(*notes, *told))
+    outputs = (replace(tensor, kind=kinds[tensor.name]) for tensor in model.tensors)
+    return replace(model, tensors=tuple(outputs), notes=(*losses, *model.notes))
 
 
 def _losses(model: GgufModel, scheme: Scheme, work: Work) -> list[str]:
@@ -99,41 +89,14 @@ def _losses(model: GgufModel, scheme: Scheme, work: Work) -> list[str]:
     return [f"quantized a second time, from {', '.join(lossy)}: worse than from the original"]
 
 
-def _importance(model: GgufModel, work: Work) -> tuple[Importance | None, list[str]]:
-    """Importance data: read from a matrix, or measured on a text."""
-    path = work.calibration
-    if path is None:
-        return None, []
-    if is_gguf(path) or path.suffix in _MATRIX_SUFFIXES:
-        found = read_importance(path)
-        return found, [f"importance of {len(found.entries)} tensors read from {path.name}"]
-    if model.importance is None:
-        raise UsageError(
-            f"{path} is a text, and this model cannot be run with a look at its inside.",
-            why="Importance is measured while PyTorch runs the Hugging Face folder.",
-            hint="Start from the folder, or give an importance matrix:  --calibration imatrix.gguf",
-        )
-    found = model.importance(path)
-    return found, [f"importance of {len(found.entries)} tensors measured on {path.name}"]
+def _titled(model: GgufModel, scheme: Scheme) -> GgufModel:
+    """The model with metadata that name the scheme; where llama-quantize puts them, at the end.
 
-
-def _said(scheme: Scheme, importance: Importance | None, path: Path | None) -> dict[str, Value]:
-    """What a quantized file says of how it was made.
-
-    Source: llama.cpp, `tools/quantize/quantize.cpp` (`quantize.imatrix.*`).
+    Source: llama.cpp, `src/llama-quant.cpp` (`llama_model_quantize_impl`).
     """
-    said: dict[str, Any] = {
-        "general.file_type": scheme.file_type,
-        "general.quantization_version": 2,
-    }
-    if importance is not None and path is not None:
-        said |= {
-            "quantize.imatrix.file": path.name,
-            "quantize.imatrix.dataset": ", ".join(importance.datasets),
-            "quantize.imatrix.entries_count": len(importance.entries),
-            "quantize.imatrix.chunks_count": importance.chunk_count,
-        }
-    return {key: typed(value) for key, value in said.items()}
+    said = {"general.quantization_version": typed(2), "general.file_type": typed(scheme.file_type)}
+    kept = {key: value for key, value in model.metadata.items() if key not in said}
+    return replace(model, metadata={**kept, **said})
 
 
 def as_float(model: GgufModel, work: Work, scheme: str) -> GgufModel:
@@ -146,10 +109,7 @@ def as_float(model: GgufModel, work: Work, scheme: str) -> GgufModel:
         replace(tensor, kind=chosen.default if is_quantizable(tensor) else tensor.kind)
         for tensor in model.tensors
     )
-    kept: Mapping[str, Value] = model.metadata
-    return replace(
-        model, metadata={**kept, **_said(chosen, None, None)}, tensors=tuple(_widest(outputs))
-    )
+    return replace(_titled(model, chosen), tensors=tuple(_widest(outputs)))
 
 
 def _widest(outputs: Iterator[Output]) -> Iterator[Output]:

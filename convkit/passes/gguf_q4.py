@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from convkit.ggml.streaming import opened, sink
@@ -32,6 +33,8 @@ def gguf_q4(
     scheme: str = "q4_k_m",
     pure: bool = False,
     tensor_types: tuple[str, ...] = (),
+    imatrix_chunks: int | None = None,
+    imatrix_out: str | None = None,
 ) -> Any:
     """Quantizes as llama.cpp does: types by its rules, blocks bit for bit the same.
 
@@ -41,7 +44,20 @@ def gguf_q4(
         scheme: of llama.cpp's names.
         pure: the scheme's own type for every tensor.
         tensor_types: `REGEX=TYPE`, types of one's own choosing.
+        imatrix_chunks: how much of a text importance is measured on, in pieces of 512 tokens; all
+            of it by default.
+        imatrix_out: file that keeps the measured importance matrix: GGUF, or llama.cpp's older kind
+            if its name ends in `.dat`.
     """
+    from convkit.ggml.calibration import Measuring
     from convkit.ggml.requantizing import requantized
 
-    return requantized(model, work, scheme, is_pure=pure, tensor_types=tensor_types)
+    kept_as = Path(imatrix_out).expanduser() if imatrix_out else None
+    return requantized(
+        model,
+        work,
+        scheme,
+        is_pure=pure,
+        tensor_types=tensor_types,
+        measuring=Measuring(imatrix_chunks, kept_as),
+    )
