@@ -29,7 +29,6 @@ BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "
 """Role -> text where no file says otherwise."""
 
 
-
 def assembled(folder: TokenizerFolder, model_type: str) -> Json:
     """A `tokenizer.json` from `vocab.json` and `merges.txt`, or from `vocab.txt`; else empty.
 

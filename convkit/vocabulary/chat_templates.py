@@ -6,13 +6,16 @@ what processors wrote before.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from convkit.errors import ModelError
 from convkit.vocabulary.folder import TokenizerFolder
+from convkit.vocabulary.tokens import plain_name
 
 FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates"
+_LINE_END = re.compile(r"\r\n?")
 _LONGEST_INLINE = 1000
 """Characters up to which a template stands in `tokenizer_config.json`; longer ones are read better
 in a file of their own."""
@@ -29,7 +32,8 @@ def templates_of(folder: TokenizerFolder) -> dict[str, str]:
     if folder.has(FILE):
         files["default"] = FILE
     if files:
-        return {name: folder.text(file) for name, file in files.items()}
+        texts = {name: folder.text(file) for name, file in files.items()}
+        return {name: "\n".join(_LINE_END.split(text)) for name, text in texts.items()}
     said = folder.config.get("chat_template")
     if said is None:
         said = folder.json("chat_template.json").get("chat_template")
@@ -45,9 +49,11 @@ def templates_of(folder: TokenizerFolder) -> dict[str, str]:
 
 def written(templates: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
     """What stands in `tokenizer_config.json`, and the files beside it: path -> text."""
-    if set(templates) == {"default"} and len(templates["default"]) <= _LONGEST_INLINE:
-        return templates["default"], {}
-    files = {f"{_MORE}/{name}.jinja": text for name, text in templates.items()}
+    if set(templates) == {"default"}:
+        text = templates["default"]
+        if len(text) <= _LONGEST_INLINE or "\r" in text:  # which is lost when a file is read
+            return text, {}
+    files = {f"{_MORE}/{plain_name(name)}.jinja": text for name, text in templates.items()}
     if "default" in templates:
         files[FILE] = files.pop(f"{_MORE}/default.jinja")
     return None, files

@@ -8,6 +8,7 @@ Source: llama.cpp, `src/llama-vocab.cpp` and `src/unicode.cpp`.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from convkit.vocabulary.sentence_piece import spaces_of
 from convkit.vocabulary.tokens import SPACE
 
 _LONGEST_WORD = 100
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,31 @@ def _of_bytes(folder: TokenizerFolder) -> Iterator[Limit]:
             "with a separate accent become other tokens.",
             lambda text: not unicodedata.is_normalized("NFC", text),
         )
-    # Where expressions name \p{Lu} or \p{M}, llama.cpp puts its one class of letters.
-    if matched(folder.tokenizer).parts_marks:
+    # Where expressions tell \p{Lu}, \p{Ll} and \p{M} apart, llama.cpp's tell A-Z from a-z.
+    if matched(folder.tokenizer).cases_are_ascii:
         yield Limit(
             "llama.cpp cuts combining marks off their letters where this tokenizer does not: text "
             "in Hindi, Thai and other scripts that have them becomes more tokens.",
             lambda text: any(unicodedata.category(letter)[0] == "M" for letter in text),
         )
+        yield Limit(
+            "llama.cpp cuts words in capitals behind one that is not in A-Z (\u00dc|BER); this "
+            "tokenizer does not.",
+            lambda text: any(map(_has_capital_behind_foreign_one, _LETTERS.findall(text))),
+        )
+
+
+def _has_capital_behind_foreign_one(word: str) -> bool:
+    foreign = [at for at, letter in enumerate(word) if letter.isupper() and not letter.isascii()]
+    return bool(foreign) and any("A" <= letter <= "Z" for letter in word[foreign[0] :])
 
 
 def _of_spaces(folder: TokenizerFolder) -> Iterator[Limit]:
     # llama.cpp prefixes a text, and whatever follows a token found in it, without looking; so does
     # SentencePiece. The `Metaspace` of tokenizers looks first.
     spaces = spaces_of(folder.tokenizer)
-    tokens = [token.text for token in folder.added_tokens.values()]
+    added = folder.added_tokens.values()
+    tokens = [token.text for token in added]
     if spaces.spare_leading:
         yield Limit(
             "llama.cpp puts a space before a text that begins with one, too; this tokenizer does "
@@ -79,6 +92,14 @@ def _of_spaces(folder: TokenizerFolder) -> Iterator[Limit]:
         yield Limit(
             "llama.cpp puts a space before text behind a control token; this tokenizer does not.",
             lambda text: any(token in text[:-1] for token in tokens),
+        )
+    # tokenizers prefixes such a token, too, and then finds it where a space is before it only.
+    normalized = [token.text for token in added if token.options.get("normalized")]
+    if normalized and spaces.are_prefixed and not spaces.spare_leading:
+        yield Limit(
+            f"llama.cpp finds {', '.join(normalized[:3])}{' ...' * (len(normalized) > 3)} anywhere "
+            "in a text; this tokenizer does behind a space only.",
+            lambda text: any(token in text for token in normalized),
         )
 
 

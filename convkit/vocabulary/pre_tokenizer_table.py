@@ -36,15 +36,15 @@ class PreTokenizer:
             the rest; or one of the constants above. The pieces are then merged as bytes.
         ignores_merges: whether a piece that is a token is taken whole, whatever the merges say.
         adds_bos: whether llama.cpp puts a token in front unless the file says otherwise.
-        parts_marks: whether llama.cpp cuts combining marks off their letters although the
-            expressions do not: it knows one class of letters, without marks.
+        cases_are_ascii: whether llama.cpp tells capitals from small letters in ASCII only, and
+            takes combining marks for no letters, although the expressions do both.
     """
 
     names: tuple[str, ...]
     steps: tuple[str, ...]
     ignores_merges: bool = False
     adds_bos: bool = False
-    parts_marks: bool = False
+    cases_are_ascii: bool = False
 
 
 def _words_of(letters: str, digits: str, tail: str = r"\s+(?!\S)|\s+") -> str:
@@ -117,11 +117,11 @@ TABLE = (
     PreTokenizer(("qwen35",), (_QWEN35,)),
     PreTokenizer(
         ("tekken",), (_cased_words_of(DIGIT),),
-        ignores_merges=True, adds_bos=True, parts_marks=True,
+        ignores_merges=True, adds_bos=True, cases_are_ascii=True,
     ),
     PreTokenizer(
         ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
-        (_cased_words_of(r"\p{N}{1,3}", f"{CONTRACTION}?"),), parts_marks=True,
+        (_cased_words_of(r"\p{N}{1,3}", f"{CONTRACTION}?"),), cases_are_ascii=True,
     ),
     PreTokenizer(
         ("gpt-2", "phi-2", "olmo", "mpt", "roberta-bpe", "modern-bert", "jina-es", "jina-de",

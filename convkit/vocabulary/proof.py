@@ -29,32 +29,34 @@ def prove(path: Path, gguf: Path) -> tuple[str, ...]:
     reference = reference_of(path)
     if isinstance(reference, str):
         return (reference,)
-    texts = [*PLAIN, *with_tokens(reference.added)]
-    beyond: set[str] = set()
-    limits = []
-    for limit in reference.limits:
-        concerned = [text for text in texts if limit.concerns(text)]
-        beyond.update(concerned)
-        limits += [limit.reason] if concerned and limit.reason else []
-    compared = [text for text in texts if text not in beyond]
-    _compare(reference, compared, path, gguf)
-    return (
-        f"The tokenizer is proven: {reference.library} and llama.cpp split {len(compared)} texts "
-        "alike.",
-        *limits,
-    )
-
-
-def _compare(reference: Reference, texts: list[str], path: Path, gguf: Path) -> None:
     from convkit.ggml.llama import LlamaModel
 
     with LlamaModel(gguf, vocab_only=True) as model:
+        texts, limits = _compared(reference, model.vocabulary_size)
         for text in texts:
             for is_enclosed, finds_control in reference.modes:
                 ids = reference.encode(text, is_enclosed, finds_control)
                 found = model.tokenize(text, add_special=is_enclosed, parse_special=finds_control)
                 if found != ids:
                     raise _differing(path, text, ids, found)
+    return (
+        f"The tokenizer is proven: {reference.library} and llama.cpp split {len(texts)} texts "
+        "alike.",
+        *limits,
+    )
+
+
+def _compared(reference: Reference, size: int) -> tuple[list[str], list[str]]:
+    """The texts to compare, and the reasons why others are not."""
+    added = [text for number, text in reference.added.items() if number < size]
+    texts = [*PLAIN, *with_tokens(added)]
+    reasons = []
+    for limit in reference.limits:
+        left = [text for text in texts if not limit.concerns(text)]
+        if len(left) < len(texts) and limit.reason:
+            reasons.append(limit.reason)
+        texts = left
+    return texts, reasons
 
 
 def _differing(path: Path, text: str, ids: list[int], found: list[int]) -> VerificationError:

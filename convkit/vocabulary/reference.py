@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,14 +33,14 @@ class Reference:
         encode: text, whether tokens are put around it, whether control tokens are found in it
             -> ids.
         modes: the two switches of `encode`, as far as the library has them.
-        added: texts of tokens that are found before anything else is done.
+        added: tokens that are found before anything else is done: id -> text.
         limits: what is not compared.
     """
 
     library: str
     encode: Callable[[str, bool, bool], list[int]]
     modes: Sequence[tuple[bool, bool]]
-    added: Sequence[str] = ()
+    added: Mapping[int, str] = field(default_factory=dict)
     limits: Sequence[Limit] = ()
 
 
@@ -62,7 +62,7 @@ def reference_of(path: Path) -> Reference | str:
 
 def _of_tokenizers(folder: TokenizerFolder) -> Reference:
     tokenizer = _loaded(folder)
-    added = folder.added_tokens.values()
+    added = folder.added_tokens
     ends = None
     if _overrides_ends(folder):
         numbers = tokenizer.get_vocab(with_added_tokens=True)
@@ -76,12 +76,12 @@ def _of_tokenizers(folder: TokenizerFolder) -> Reference:
         return [*ends[0], *ids, *ends[1]] if is_enclosed else list(ids)
 
     # What only llama.cpp takes for control tokens differs where control tokens are not looked for.
-    differ = any(looks_special(token.text) and not token.is_special for token in added)
+    differ = any(looks_special(token.text) and not token.is_special for token in added.values())
     return Reference(
         library="tokenizers",
         encode=encode,
         modes=(_BARE, _ENCLOSED) if differ else (_BARE, _ENCLOSED, _AS_TEXT),
-        added=[token.text for token in added],
+        added={number: token.text for number, token in added.items()},
         limits=list(limits_of(folder)),
     )
 
@@ -90,7 +90,10 @@ def _loaded(folder: TokenizerFolder) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(dumped(folder.tokenizer))
+        if folder.has("tokenizer.json"):
+            tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
+        else:
+            tokenizer = Tokenizer.from_str(dumped(folder.tokenizer))
     except Exception as error:  # the library raises no class of its own
         raise ModelError(
             f"tokenizers cannot read the tokenizer in {folder.path}.", why=str(error)[:200]

@@ -10,9 +10,8 @@ Source: llama.cpp, `conversion/base.py` (`_create_vocab_sentencepiece`) and `src
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from convkit.errors import UnsupportedError
@@ -70,7 +69,7 @@ def of_sentence_piece(folder: TokenizerFolder, config: Json) -> Vocabulary:
         if entry.type == TokenType.USER_DEFINED:  # found in text before spaces are replaced
             entries[number] = replace(entry, text=entry.text.replace(SPACE, " "))
     layout = laid_out(entries, row_count(config), added, folder.path)
-    _check_bytes(layout.types, folder.path)
+    check_bytes(layout.types, f"The tokenizer in {folder.path}")
     numbers = {text: number for number, text in enumerate(layout.texts)}
     special = special_tokens(
         folder, config, numbers, adds_bos=not tokenizer, implied=model.ids if model else {}
@@ -203,11 +202,16 @@ def _check_model(model: SentencePieceModel, folder: TokenizerFolder) -> None:
         )
 
 
-def _check_bytes(types: list[int], folder: Path) -> None:
-    count = types.count(TokenType.BYTE)
+def check_bytes(types: Sequence[int], what: str) -> None:
+    """Whether there are tokens for all bytes; llama.cpp ends the process where one is missing.
+
+    Raises:
+        UnsupportedError: there are not.
+    """
+    count = list(types).count(TokenType.BYTE)
     if count != _BYTE_COUNT:
         raise UnsupportedError(
-            f"The tokenizer in {folder} has {count} tokens for bytes.",
+            f"{what} has {count} tokens for bytes.",
             why="llama.cpp writes characters without a token as bytes and needs all 256, "
             "<0x00> to <0xFF>.",
         )

@@ -73,7 +73,11 @@ def special_tokens(
         if isinstance(said, bool):
             flags[role] = said
     ids = {**(implied or {}), **_ids(folder, config, texts, numbers)}
-    switches = {f"add_{role}_token": on and role in ids for role, on in flags.items()}
+    switches = {
+        f"add_{role}_token": on and role in ids
+        for role, on in flags.items()
+        if role in ids or role != "sep"
+    }
     return SpecialTokens(ids, switches)
 
 

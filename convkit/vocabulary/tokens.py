@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -140,7 +140,7 @@ class Vocabulary:
         yield from self._template_entries()
 
     def _template_entries(self) -> Iterator[tuple[str, Any]]:
-        named = {_plain_name(name): text for name, text in self.templates.items()}
+        named = {plain_name(name): text for name, text in self.templates.items()}
         default = named.pop("default", None)
         for name, text in named.items():
             yield f"{_TEMPLATE}.{name}", text
@@ -157,15 +157,15 @@ def of_metadata(metadata: Metadata) -> Vocabulary:
         ModelError: a key is missing, or lists differ in length.
     """
     model = metadata.get(f"{_PREFIX}model")
-    tokens = _list(metadata, "tokens")
+    tokens = _list(metadata, "tokens", str)
     if model is None or not tokens:
         raise ModelError(
             "The GGUF file holds no vocabulary.",
             why="tokenizer.ggml.model and tokenizer.ggml.tokens say what its tokens are.",
             hint="Take the tokenizer from the model's own Hugging Face folder.",
         )
-    types = _list(metadata, "token_type") or [TokenType.NORMAL] * len(tokens)
-    scores = _list(metadata, "scores")
+    types = _list(metadata, "token_type", int) or [TokenType.NORMAL] * len(tokens)
+    scores = _list(metadata, "scores", float)
     for name, values in (("token_type", types), ("scores", scores)):
         if values and len(values) != len(tokens):
             raise ModelError(
@@ -179,8 +179,8 @@ def of_metadata(metadata: Metadata) -> Vocabulary:
         tokens=[token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)],
         types=types,
         scores=scores,
-        merges=_list(metadata, "merges"),
-        ids={role: number for role, number in ids.items() if number < len(tokens)},
+        merges=_list(metadata, "merges", str),
+        ids={role: number for role, number in ids.items() if 0 <= number < len(tokens)},
         flags={
             key: bool(metadata[_PREFIX + key]) for key in FLAG_KEYS if _PREFIX + key in metadata
         },
@@ -188,23 +188,39 @@ def of_metadata(metadata: Metadata) -> Vocabulary:
     )
 
 
-def _list(metadata: Metadata, name: str) -> list[Any]:
-    values = metadata.get(_PREFIX + name, ())
-    return list(values.tolist() if hasattr(values, "tolist") else values)
+def _list(metadata: Metadata, name: str, kind: type) -> list[Any]:
+    key = _PREFIX + name
+    values = metadata.get(key, ())
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ModelError(f"{key} of the GGUF file is no list.")
+    found = values.tolist() if hasattr(values, "tolist") else list(values)
+    if found and not isinstance(found[0], kind):  # the elements of a list are of one kind
+        raise ModelError(
+            f"{key} of the GGUF file is a list of {type(found[0]).__name__}, not {kind.__name__}."
+        )
+    return found
 
 
 def _ids(metadata: Metadata) -> dict[str, int]:
     keys = ((role, _PREFIX + key) for role, key in ID_KEYS.items())
-    return {role: int(metadata[key]) for role, key in keys if key in metadata}
+    found = {role: metadata[key] for role, key in keys if key in metadata}
+    return {role: number for role, number in found.items() if isinstance(number, int)}
 
 
 def _templates(metadata: Metadata) -> dict[str, str]:
-    keys = [key for key in metadata if key.startswith(_TEMPLATE) and key != _TEMPLATE_NAMES]
-    return {key.removeprefix(_TEMPLATE).lstrip(".") or "default": metadata[key] for key in keys}
+    named = {
+        key.removeprefix(_TEMPLATE).removeprefix(".") or "default": text
+        for key, text in metadata.items()
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")
+    }
+    return {plain_name(name): text for name, text in named.items() if isinstance(text, str)}
 
 
-def _plain_name(name: str) -> str:
-    """A template's name as it may stand in a key."""
+def plain_name(name: str) -> str:
+    """A template's name as it may stand in a key or be a file's.
+
+    SECURITY: a name comes from the file and may be a path.
+    """
     allowed = string.ascii_letters + string.digits
     return "".join(letter if letter in allowed else "_" for letter in name)
 

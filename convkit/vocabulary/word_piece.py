@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convkit.errors import UnsupportedError
+from convkit.vocabulary.assembly import BERT_TOKENS
 from convkit.vocabulary.folder import TokenizerFolder
 from convkit.vocabulary.sizing import Entry, added_type, laid_out, row_count
 from convkit.vocabulary.special_tokens import special_tokens
@@ -41,7 +42,8 @@ def of_word_piece(folder: TokenizerFolder, config: Mapping[str, Any]) -> Vocabul
     )
     layout = laid_out(entries, row_count(config), added, folder.path)
     numbers = {text: number for number, text in enumerate(layout.texts)}
-    special = special_tokens(folder, config, numbers)
+    implied = {role: numbers[text] for role, text in BERT_TOKENS.items() if text in numbers}
+    special = special_tokens(folder, config, numbers, implied=implied)
     lowers = bool(normalizer.get("lowercase", True))
     strips = normalizer.get("strip_accents")
     flags = dict(special.flags)

@@ -16,6 +16,7 @@ from convkit.errors import ModelError, UnsupportedError
 from convkit.vocabulary.assembly import added_entry, dumped, template
 from convkit.vocabulary.chat_templates import written as written_templates
 from convkit.vocabulary.pre_tokenizers import named, written
+from convkit.vocabulary.sentence_piece import check_bytes
 from convkit.vocabulary.sizing import unused_text
 from convkit.vocabulary.tokens import (
     BYTE_LEVEL,
@@ -32,6 +33,8 @@ from convkit.vocabulary.word_piece import CONTINUES, respelled
 _FOUND_IN_TEXT = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _LONGEST_WORD = 100
 """BERT's; llama.cpp knows no limit."""
+
+_LONGEST_MERGED = 1000
 
 Json = dict[str, Any]
 
@@ -176,6 +179,7 @@ def _byte_merges(vocabulary: Vocabulary, numbers: Mapping[str, int]) -> list[tup
 
 
 def _sentence_piece(vocabulary: Vocabulary) -> Json:
+    check_bytes(vocabulary.types, "The GGUF file")
     are_prefixed = vocabulary.flags.get("add_space_prefix", True)
     prefix: list[Json] = [{"type": "Prepend", "prepend": SPACE}] if are_prefixed else []
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -206,6 +210,9 @@ def _merges_of_scores(vocabulary: Vocabulary, numbers: Mapping[str, int]) -> lis
     """All ways to make a token of two others, the token with the best score first."""
     if not vocabulary.scores:
         raise ModelError("The GGUF file has no tokenizer.ggml.scores, so nothing can be merged.")
+    longest = max(numbers, key=len)
+    if len(longest) > _LONGEST_MERGED:  # each of its characters is a place to part it at
+        raise ModelError(f"The GGUF file has a token of {len(longest)} characters.")
     scores = vocabulary.scores
     merges = []
     for text in sorted(numbers, key=lambda text: -scores[numbers[text]]):
