@@ -21,7 +21,7 @@ _INCOMPLETE = "\ufffd"
 """What decoders write for bytes that are no whole character yet."""
 
 _DECODED_BEFORE = 8
-"""Tokens of the prompt that are decoded with the first new one."""
+"""At most so many tokens are decoded again before a new one."""
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,12 @@ class _Decoder:
         """What this token completes."""
         self._tokens.append(token)
         text = self._pending()
-        if not text or text.endswith(_INCOMPLETE):
+        if text.endswith(_INCOMPLETE):
             return ""
-        self._begin, self._given = self._given, len(self._tokens)
+        if text:
+            self._begin = self._given
+        self._given = len(self._tokens)
+        self._begin = max(self._begin, self._given - _DECODED_BEFORE)
         return text
 
     def rest(self) -> str:
