@@ -21,6 +21,9 @@ _LONGEST_BATCH = 512
 _BATCH_LOGITS = 1 << 24
 """Logits held for a batch: 64 MiB, whatever the vocabulary."""
 
+_SMALL_MODEL_PARAMETERS = 1 << 22
+"""Below, threads would wait for each other, spinning, longer than they compute."""
+
 
 class LlamaModel(LlamaFile):
     """A GGUF file opened by llama.cpp, to be computed. A context manager; for one thread at a time.
@@ -28,7 +31,7 @@ class LlamaModel(LlamaFile):
     Args:
         path: the file; of a split model, the first part.
         vocab_only: leaves the weights alone: enough for metadata, tokens and the chat template.
-        threads: that compute; as many as processors may be used where it is None.
+        threads: that compute; None for as many as the model and the processors are good for.
 
     Raises:
         ModelError: there is no such file, or llama.cpp refuses it, with its reason.
@@ -38,7 +41,7 @@ class LlamaModel(LlamaFile):
     def __init__(self, path: Path, *, vocab_only: bool = False, threads: int | None = None) -> None:
         super().__init__(path, vocab_only=vocab_only)
         self._has_weights = not vocab_only
-        self._threads = threads or _usable_cpu_count()
+        self._threads = threads or self._suitable_thread_count()
         self._contexts: dict[tuple[int, bool], Context] = {}
 
     def close(self) -> None:
@@ -138,6 +141,13 @@ class LlamaModel(LlamaFile):
             threads=self._threads,
         )
 
+    def _suitable_thread_count(self) -> int:
+        if self._call.llama_model_n_params(self._model) < _SMALL_MODEL_PARAMETERS:
+            return 1
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
     def _require_room(self, count: int) -> None:
         """Refuses more positions than the model has, over which llama.cpp may end the process."""
         if self.training_context and count > self.training_context:
@@ -213,9 +223,3 @@ class LlamaSession:
             self._context.take_over(old)
             old.close()
         return self._context
-
-
-def _usable_cpu_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

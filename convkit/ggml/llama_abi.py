@@ -19,12 +19,23 @@ import importlib.util
 import re
 from collections import deque
 from collections.abc import Sequence
-from ctypes import c_bool, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import (
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packaging.version import Version
 
 from convkit.errors import MissingRequirementError
 
@@ -34,6 +45,9 @@ UNSPECIFIED = -1
 """`LLAMA_POOLING_TYPE_UNSPECIFIED`: as the file says. Other members of that enum follow."""
 POOLING_NONE = 0
 POOLING_RANK = 4
+
+OLDEST = Version("2026.4")
+"""Of the wheel; older ones are not tested, and 0.2 crashes beside PyTorch."""
 
 F32 = 0
 """`GGML_TYPE_F32`."""
@@ -85,6 +99,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_model_free": (None, c_void_p),
     "llama_model_get_vocab": (c_void_p, c_void_p),
     "llama_model_n_embd_out": (c_int32, c_void_p),
+    "llama_model_n_params": (c_uint64, c_void_p),
     "llama_model_has_encoder": (c_bool, c_void_p),
     "llama_model_meta_val_str": (c_int32, c_void_p, c_char_p, c_void_p, c_size_t),
     "llama_model_chat_template": (c_char_p, c_void_p, c_char_p),
@@ -275,6 +290,11 @@ def library() -> Library:
             a release that convkit cannot call.
     """
     path, version = _installed()
+    if Version(version) < OLDEST:
+        raise MissingRequirementError(
+            f"xllamacpp {version} is too old: {OLDEST} is the oldest that convkit calls.",
+            hint=_HINT,
+        )
     try:
         call: Any = ctypes.CDLL(str(path))
     except OSError as cause:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from convkit.errors import ConvkitError, ModelError, SamplesError, StepError
-from convkit.ggml.header import read_header
+from convkit.errors import ModelError, SamplesError, StepError
 from convkit.ggml.llama_abi import POOLING_NONE, Array, library
 from convkit.ggml.llama_context import Memory
+from convkit.ggml.llama_refusals import alphabet, readable_header, refuse_file, refuse_text
 
 _NO_VOCABULARY = 0
 """`LLAMA_VOCAB_TYPE_NONE`."""
@@ -44,7 +44,10 @@ class LlamaFile:
     def _load(self, vocab_only: bool) -> int:
         if not self.path.is_file():
             raise ModelError(f"There is no file {self.path}.")
-        _refuse_repetition(self.path)
+        header = readable_header(self.path)
+        if header is not None:
+            refuse_file(header)
+        self._alphabet = alphabet(header) if header is not None else None
         self._library.log.taken()
         parameters = self._library.model_parameters(vocabulary_only=vocab_only)
         model: int | None = self._call.llama_model_load_from_file(
@@ -148,9 +151,12 @@ class LlamaFile:
             parse_special: reads `<|im_start|>` and its like as the tokens they name, not as text.
 
         Raises:
+            SamplesError: a character has no token, nor have its bytes.
             ModelError: the file has no tokenizer.
         """
         tokenizer = self._tokenizer
+        if self._alphabet is not None:
+            refuse_text(text, self._alphabet, self.path)
         content = text.encode(errors="replace")
 
         def fill(buffer: Array) -> int:
@@ -238,23 +244,6 @@ class LlamaFile:
         if self._call.llama_vocab_type(vocabulary) == _NO_VOCABULARY:
             raise ModelError(f"{self.path} has no tokenizer.")
         return vocabulary
-
-
-def _refuse_repetition(path: Path) -> None:
-    """Refuses a vocabulary with a token twice: llama.cpp ends the process over it."""
-    try:
-        tokens = read_header(path).get("tokenizer.ggml.tokens", [])
-    except ConvkitError:
-        return  # llama.cpp has a reason of its own to refuse it, or knows more
-    seen: set[str] = set()
-    for number, token in enumerate(tokens):
-        if token in seen:
-            raise ModelError(
-                f"{path} has a vocabulary that llama.cpp refuses.",
-                why=f"Token {number}, {token!r}, was there before.",
-            )
-        if token:  # llama.cpp numbers the empty ones
-            seen.add(token)
 
 
 def _filled(fill: Callable[[Array], int], guess: int, dtype: type[Any]) -> Array:

@@ -68,10 +68,14 @@ def llama_network() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def write_llama(
-    network: Any, path: Path, *, has_tokenizer: bool = True, leave_out: str = ""
-) -> Path:
-    """Writes a Llama in F32, with or without a tokenizer of bytes, or a tensor.
+def write_llama(network: Any, path: Path, *, tokenizer: str = "gpt2", leave_out: str = "") -> Path:
+    """Writes a Llama in F32.
+
+    Args:
+        network: the weights.
+        path: the file.
+        tokenizer: `gpt2`, of bytes; `llama`, of some characters and no bytes; `no_vocab`.
+        leave_out: a tensor that will be missing.
 
     Source: llama.cpp, `conversion/llama.py`, of the order of rows in q and k: it rotates pairs of
     neighbours, transformers the halves of a head.
@@ -87,10 +91,11 @@ def write_llama(
     writer.add_rope_dimension_count(head_length)
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_vocab_size(config.vocab_size)
-    if has_tokenizer:
-        _add_byte_tokenizer(writer)
-    else:
-        writer.add_tokenizer_model("no_vocab")
+    writer.add_tokenizer_model(tokenizer)
+    if tokenizer == "gpt2":
+        _add_byte_tokens(writer)
+    elif tokenizer == "llama":
+        _add_characters(writer)
     tensors = {}
     for name, weight in _weights(network).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -140,6 +145,8 @@ def write_bert(network: Any, path: Path, *, pooling: int) -> Path:
     writer.add_tokenizer_model("bert")
     writer.add_token_list([_phantom_space(word) for word in BERT_WORDS])
     writer.add_token_types([3 if word.startswith("[") else 1 for word in BERT_WORDS])
+    writer.add_pad_token_id(BERT_WORDS.index("[PAD]"))
+    writer.add_mask_token_id(BERT_WORDS.index("[MASK]"))
     writer.add_unk_token_id(BERT_WORDS.index("[UNK]"))
     writer.add_bos_token_id(BERT_WORDS.index("[CLS]"))
     writer.add_sep_token_id(BERT_WORDS.index("[SEP]"))
@@ -162,7 +169,7 @@ def _add_sizes(writer: Any, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
 
 
-def _add_byte_tokenizer(writer: Any) -> None:
+def _add_byte_tokens(writer: Any) -> None:
     """Control tokens, GPT-2's letters for bytes, pairs of letters with their merges."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
@@ -170,7 +177,6 @@ def _add_byte_tokenizer(writer: Any) -> None:
     pairs = [(one, other) for one in "abcdefghijklmnop" for other in "abcdefghijklmnop"]
     tokens = ["<|turn|>", "<|begin|>", "<|end|>", *letters, *(one + other for one, other in pairs)]
     tokens += [f"<unused{number}>" for number in range(LLAMA_VOCABULARY - len(tokens))]
-    writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([3] * 3 + [1] * (LLAMA_VOCABULARY - 3))
@@ -178,6 +184,16 @@ def _add_byte_tokenizer(writer: Any) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(True)
+
+
+def _add_characters(writer: Any) -> None:
+    """Control tokens, then the alphabet as SentencePiece has it, a space and a pair."""
+    tokens = ["<unk>", "<s>", "</s>", *"abcdefgh", "\u2581", "ab"]
+    tokens += [f"<unused{number}>" for number in range(LLAMA_VOCABULARY - len(tokens))]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * LLAMA_VOCABULARY)
+    writer.add_token_types([2, 3, 3] + [1] * (LLAMA_VOCABULARY - 3))
+    writer.add_add_space_prefix(False)
 
 
 def _renamed(name: str, blocks: str, inside: Mapping[str, str]) -> str:

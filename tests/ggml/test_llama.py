@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from convkit.ggml.llama import LlamaModel
 from tests.ggml import llama_files
 from tests.material import material_file
 
-pytest.importorskip("xllamacpp", reason="xllamacpp holds llama.cpp")
-pytest.importorskip("gguf", reason="gguf writes the files")
+pytestmark = pytest.mark.skipif(
+    find_spec("xllamacpp") is None or find_spec("gguf") is None,
+    reason="xllamacpp holds llama.cpp, gguf writes the files",
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -232,14 +236,14 @@ def test_a_file_opened_for_its_vocabulary_needs_no_weights(tmp_path: Path) -> No
             model.logits([1])
     with pytest.raises(ModelError, match="cannot load") as caught:
         LlamaModel(path)
-    assert caught.value.why == ("tensor 'blk.1.attn_q.weight' not found",)
+    assert "'blk.1.attn_q.weight'" in str(caught.value)
 
 
 def test_a_file_without_tokenizer_computes_and_says_so(
     tmp_path: Path, reference: dict[str, Array]
 ) -> None:
     path = llama_files.write_llama(
-        llama_files.llama_network(), tmp_path / "bare.gguf", has_tokenizer=False
+        llama_files.llama_network(), tmp_path / "bare.gguf", tokenizer="no_vocab"
     )
     with LlamaModel(path) as model:
         assert_same_model(model.logits(TOKENS[:20]), reference["logits"][:20])
@@ -252,10 +256,27 @@ def test_a_file_without_tokenizer_computes_and_says_so(
                 call()
 
 
+def test_a_text_that_the_vocabulary_cannot_spell_is_refused(tmp_path: Path) -> None:
+    path = llama_files.write_llama(
+        llama_files.llama_network(), tmp_path / "letters.gguf", tokenizer="llama"
+    )
+    with LlamaModel(path) as model:
+        tokens = model.tokenize("ab d", add_special=False, parse_special=False)
+        assert [model.piece(token, special=False) for token in tokens] == [b"ab", b" ", b"d"]
+        # llama.cpp itself would end the process.
+        with pytest.raises(SamplesError, match="has no token for 'x'"):
+            model.tokenize("ax", add_special=False, parse_special=False)
+
+
 def test_files_that_llama_cpp_refuses_are_refused_with_its_reason(
     tmp_path: Path, llama_path: Path
 ) -> None:
     whole = llama_path.read_bytes()
+
+    def changed(key: bytes, layout: str, *value: float) -> bytes:
+        begin = whole.index(key) + len(key)
+        return whole[:begin] + struct.pack(layout, *value) + whole[begin + 8 :]
+
     damages = {
         "truncated": (whole[:-4000], "data is not within the file bounds"),
         "cut_in_its_header": (whole[:5000], "failed to read key-value pairs"),
@@ -263,8 +284,10 @@ def test_files_that_llama_cpp_refuses_are_refused_with_its_reason(
         "unknown": (whole.replace(b"\5" + bytes(7) + b"llama", b"\5" + bytes(7) + b"lamma"),
                     "unknown model architecture: 'lamma'"),
         "empty": (b"", "failed to read magic"),
-        # llama.cpp itself would end the process over this one.
+        # llama.cpp itself would end the process over these.
         "doubled": (whole.replace(b"<unused2>", b"<unused3>"), "'<unused3>', was there before"),
+        "blocks": (changed(b"block_count", "<II", 4, 0), "It has 0 blocks"),
+        "norms": (changed(b"layer_norm_rms_epsilon", "<If", 6, -1.0), "epsilon is -1.0"),
     }  # fmt: skip
     for name, (content, reason) in damages.items():
         path = tmp_path / f"{name}.gguf"
@@ -312,8 +335,8 @@ def test_models_and_sessions_that_are_forgotten_give_their_memory_back(llama_pat
     for _ in range(20):
         use()
     gc.collect()
-    # Each use fills about 3 MiB of cache, logits and weights.
-    assert resident_mib() - before < 10
+    # A use takes 18 MiB for its two contexts; what is left is the allocator's.
+    assert resident_mib() - before < 60
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +405,7 @@ def test_smollm2_computes_what_transformers_does(smollm2: Path, tmp_path: Path) 
 
     # The weights are the same, but llama.cpp rounds activations to Q8 before it multiplies.
     assert divergence(rounded).mean() < 1e-2
-    path = llama_files.write_llama(network, tmp_path / "f32.gguf", has_tokenizer=False)
+    path = llama_files.write_llama(network, tmp_path / "f32.gguf", tokenizer="no_vocab")
     with LlamaModel(path) as exact:
         logits = exact.logits(tokens)
     assert divergence(logits).max() < 1e-8
