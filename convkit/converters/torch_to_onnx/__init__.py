@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convkit.converters.torch_to_onnx.decoder import decoder
 from convkit.converters.torch_to_onnx.exported import exported, newer, unrolled
 from convkit.converters.torch_to_onnx.exported_cache import exported_cache
 from convkit.converters.torch_to_onnx.mobius import mobius
@@ -11,6 +12,7 @@ from convkit.step import ladder
 torch_to_onnx = ladder(
     "torch",
     "onnx",
+    decoder,
     mobius,
     exported_cache,
     exported,

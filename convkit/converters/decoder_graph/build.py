@@ -1,0 +1,279 @@
+"""A decoder language model as an ONNX graph with a cache of keys and values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convkit.artifact import Precision
+from convkit.checkpoint.rows import Rows
+from convkit.converters.decoder_graph.attention import Cache, Plain
+from convkit.converters.decoder_graph.blueprint import Blueprint, Experts, Layer
+from convkit.converters.decoder_graph.call import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Call
+from convkit.converters.decoder_graph.experts import mixture
+from convkit.converters.decoder_graph.fused import Fused
+from convkit.converters.decoder_graph.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph
+from convkit.converters.decoder_graph.parts import Parts
+from convkit.converters.decoder_graph.weights import Weights, are_equal
+from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES, Streamed, write_streamed
+from convkit.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+OLDEST_OPSET = 18
+"""The first in which ReduceMean takes its axes as an input."""
+
+WEIGHTS_KEY, CONFIG_KEY = "convkit.weights", "convkit.config"
+"""Keys of a model's metadata: JSON that maps each initializer to [tensor of the checkpoint, what
+was done to it], and the `config.json`."""
+
+DIALECTS: Mapping[str, Callable[[Graph, Call], Plain | Fused]] = {"plain": Plain, "fused": Fused}
+
+_FLOATS = {Precision.FP32: FLOAT, Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
+_NEWEST_OLD_OPSET = 22
+"""Newer ones ask for IR version 11. Source: onnx, docs/Versioning.md."""
+
+_BATCH, _SEQUENCE, _PAST = "batch_size", "sequence_length", "past_sequence_length"
+_TOTAL = f"{_PAST} + {_SEQUENCE}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model whose weights are still where they come from.
+
+    Attributes:
+        proto: all but the weights.
+        weights: initializers that are read when they are written.
+        notes: sentences for the report.
+    """
+
+    proto: onnx.ModelProto
+    weights: tuple[Streamed, ...]
+    notes: tuple[str, ...] = ()
+
+    def write(
+        self,
+        out: Path,
+        *,
+        external_over_bytes: int = EXTERNAL_OVER_BYTES,
+        progress: Callable[[int], None] = lambda byte_count: None,
+    ) -> None:
+        """Writes it; see `write_streamed`. The model is used up."""
+        write_streamed(
+            self.proto,
+            self.weights,
+            out,
+            external_over_bytes=external_over_bytes,
+            progress=progress,
+        )
+
+
+def build(
+    blueprint: Blueprint,
+    tensors: Mapping[str, Rows],
+    config: Mapping[str, Any],
+    *,
+    others: Collection[str] = (),
+    precision: Precision = Precision.FP32,
+    attention: str = "plain",
+    opset: int = 20,
+) -> Built:
+    """The graph of a network, with the tensors of a checkpoint as its weights.
+
+    It takes `input_ids` and, where positions matter, `position_ids`, both (batch, tokens),
+    `attention_mask` (batch, past and tokens), and for each layer `past_key_values.N.key` and
+    `.value` (batch, heads, past, size); it gives `logits` (batch, tokens, vocabulary) and
+    `present.N.key` and `.value` (batch, heads, past and tokens, size).
+
+    Args:
+        blueprint: what the network computes.
+        tensors: of the checkpoint, under transformers' names; each has to have a place.
+        config: what the blueprint was read from; it goes into the model's metadata.
+        others: names of what else the checkpoint holds, tables of integers mostly.
+        precision: of weights, cache and logits.
+        attention: `plain`, or `fused` for operators of ONNX Runtime.
+        opset: of the standard operators.
+
+    Raises:
+        UsageError: there is no such attention, or the opset is too old.
+        ModelError: a tensor is missing or has another shape.
+        UnsupportedError: a tensor is left over, or an option has no expression.
+    """
+    if attention not in DIALECTS:
+        raise UsageError(f"attention is one of {', '.join(DIALECTS)}, not '{attention}'.")
+    if opset < OLDEST_OPSET:
+        raise UsageError(f"A language model needs opset {OLDEST_OPSET} or newer, not {opset}.")
+    graph = Graph(opset, _FLOATS[precision])
+    weights = Weights(tensors, blueprint.unused, others)
+    network = _Network(blueprint, graph, weights, DIALECTS[attention](graph, Call(graph)))
+    network.build()
+    weights.check_all_used()
+    notes: tuple[str, ...] = ()
+    if blueprint.unread:
+        notes = (f"config.json keys without a meaning here: {', '.join(blueprint.unread)}",)
+    return Built(_model(blueprint, graph, config), tuple(graph.weights.values()), notes)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The layers of a network, one after the other."""
+
+    blueprint: Blueprint
+    graph: Graph
+    weights: Weights
+    dialect: Plain | Fused
+
+    def build(self) -> None:
+        """Adds all nodes."""
+        blueprint, graph = self.blueprint, self.graph
+        whole = Parts(graph, self.weights)
+        table = whole.tensor(f"{blueprint.embedding}.weight", blueprint.vocabulary, blueprint.width)
+        with graph.scope("embedding"):
+            residual = self._embed(whole, table)
+        layers = blueprint.layers
+        parts = [whole.within(layer.prefix) for layer in layers]
+        with graph.scope("layer_0"):
+            value = parts[0].normalize(residual, layers[0].attention_norm, "attention_norm")
+        for number, layer in enumerate(layers):
+            with graph.scope(f"layer_{number}"):
+                change, residual = self._layer(parts[number], layer, value, residual, number)
+            is_last = number + 1 == len(layers)
+            following = whole if is_last else parts[number + 1]
+            norm = blueprint.final_norm if is_last else layers[number + 1].attention_norm
+            with graph.scope("final" if is_last else f"layer_{number + 1}"):
+                value, residual = self.dialect.add_and_normalize(following, residual, change, norm)
+        with graph.scope("head"):
+            self._give_logits(whole, value, table)
+
+    def _embed(self, parts: Parts, table: str) -> str:
+        blueprint, graph = self.blueprint, self.graph
+        flat = graph.add("Reshape", INPUT_IDS, graph.ints(-1), name="tokens")
+        value = graph.add("Gather", table, flat, name="embedded", axis=0)
+        if blueprint.embedding_scale != 1.0:
+            scale = graph.real(blueprint.embedding_scale, graph.float_type)
+            value = graph.add("Mul", value, scale, name="scaled")
+        if blueprint.positions is not None:
+            name, count = blueprint.positions
+            places = parts.tensor(f"{name}.weight", count, blueprint.width)
+            flat = graph.add("Reshape", POSITION_IDS, graph.ints(-1), name="positions")
+            place = graph.add("Gather", places, flat, name="placed", axis=0)
+            value = graph.add("Add", value, place, name="with_positions")
+        return value
+
+    def _layer(
+        self, parts: Parts, layer: Layer, value: str, residual: str, number: int
+    ) -> tuple[str, str]:
+        """What is to be added to the residual path, and that path so far."""
+        graph = self.graph
+        cache = Cache(
+            f"past_key_values.{number}.key",
+            f"past_key_values.{number}.value",
+            f"present.{number}.key",
+            f"present.{number}.value",
+        )
+        with graph.scope("attention"):
+            change = self.dialect.attend(parts, value, layer.attention, cache)
+        if layer.after_attention is not None:
+            change = parts.normalize(change, layer.after_attention, "after_attention")
+        if layer.is_parallel:
+            if layer.feed_forward_norm is not None:
+                value = parts.normalize(residual, layer.feed_forward_norm, "feed_forward_norm")
+            given = self._feed_forward(parts, layer, value)
+            return graph.add("Add", change, given, name="both"), residual
+        if layer.feed_forward_norm is None:
+            raise UnsupportedError("A layer whose halves follow each other needs two norms.")
+        value, residual = self.dialect.add_and_normalize(
+            parts, residual, change, layer.feed_forward_norm
+        )
+        return self._feed_forward(parts, layer, value), residual
+
+    def _feed_forward(self, parts: Parts, layer: Layer, value: str) -> str:
+        with self.graph.scope("feed_forward"):
+            if isinstance(layer.feed_forward, Experts):
+                given = mixture(parts, value, layer.feed_forward)
+            else:
+                given = parts.feed_forward(value, layer.feed_forward)
+        if layer.after_feed_forward is not None:
+            given = parts.normalize(given, layer.after_feed_forward, "after_feed_forward")
+        return given
+
+    def _give_logits(self, parts: Parts, value: str, table: str) -> None:
+        blueprint, graph = self.blueprint, self.graph
+        matrix = table if self._is_tied() else None
+        if matrix is None:
+            flat = parts.project(value, blueprint.head, "flat_logits")
+        else:
+            flat = parts.product(value, matrix, blueprint.head, "flat_logits")
+        if blueprint.softcap is not None:
+            flat = parts.cap(flat, blueprint.softcap, graph.float_type)
+        shape = self.dialect.call.shape(blueprint.vocabulary)
+        graph.add_all("Reshape", flat, shape, outputs=["logits"])
+
+    def _is_tied(self) -> bool:
+        """Whether the head uses the table of tokens.
+
+        A checkpoint with both, unequal, is not tied, whatever its configuration says.
+        Source: `PreTrainedModel.tie_weights` of transformers 5.23.
+        """
+        blueprint, weights = self.blueprint, self.weights
+        name = f"{blueprint.head.name}.weight"
+        if not blueprint.is_tied:
+            return False
+        if name not in weights:
+            return True
+        shape = (blueprint.vocabulary, blueprint.width)
+        _, head = weights.take(name, shape)
+        _, table = weights.take(f"{blueprint.embedding}.weight", shape)
+        return are_equal(head, table)
+
+
+def _model(blueprint: Blueprint, graph: Graph, config: Mapping[str, Any]) -> onnx.ModelProto:
+    from onnx import helper
+
+    inputs, outputs = _interface(blueprint, graph.float_type)
+    made = helper.make_graph(
+        graph.nodes, blueprint.family, inputs, outputs, initializer=graph.constants
+    )
+    opsets = [helper.make_opsetid("", graph.opset)]
+    opsets += [helper.make_opsetid(domain, 1) for domain in sorted(graph.domains)]
+    model = helper.make_model(
+        made,
+        opset_imports=opsets,
+        ir_version=10 if graph.opset <= _NEWEST_OLD_OPSET else 11,
+        producer_name="convkit",
+    )
+    metadata = {WEIGHTS_KEY: graph.sources, CONFIG_KEY: config}
+    helper.set_model_props(
+        model, {key: json.dumps(value, separators=(",", ":")) for key, value in metadata.items()}
+    )
+    return model
+
+
+def _interface(
+    blueprint: Blueprint, float_type: int
+) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Inputs and outputs, named as optimum names them.
+
+    Source: optimum, `exporters/onnx/model_configs.py`.
+    """
+    from onnx import helper
+
+    info = helper.make_tensor_value_info
+    tokens: list[str | int | None] = [_BATCH, _SEQUENCE]
+    inputs = [info(INPUT_IDS, INT64, tokens), info(ATTENTION_MASK, INT64, [_BATCH, _TOTAL])]
+    if blueprint.has_positions:
+        inputs.append(info(POSITION_IDS, INT64, tokens))
+    outputs = [info("logits", float_type, [*tokens, blueprint.vocabulary])]
+    for number, layer in enumerate(blueprint.layers):
+        heads, size = layer.attention.kv_heads, layer.attention.size
+        for kind in ("key", "value"):
+            name = f"{number}.{kind}"
+            past: list[str | int | None] = [_BATCH, heads, _PAST, size]
+            inputs.append(info(f"past_key_values.{name}", float_type, past))
+            present: list[str | int | None] = [_BATCH, heads, _TOTAL, size]
+            outputs.append(info(f"present.{name}", float_type, present))
+    return inputs, outputs

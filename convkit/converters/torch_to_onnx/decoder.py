@@ -1,0 +1,115 @@
+"""The rung for causal language models: a graph from the config, weights from the checkpoint.
+
+Neither PyTorch nor transformers is loaded, and memory holds a few rows of a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convkit.artifact import Artifact
+from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_path
+from convkit.errors import RungSkipped, UnsupportedError, UsageError
+from convkit.step import Package, Work, rung
+
+if TYPE_CHECKING:
+    from convkit.checkpoint.folder import Checkpoint
+    from convkit.checkpoint.rows import Rows
+    from convkit.converters.decoder_graph.blueprint import Blueprint
+    from convkit.converters.decoder_graph.build import Built
+
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
+
+
+@rung("decoder", needs=(Package("onnx", "onnx"),), is_eager=True)
+def decoder(
+    source: Artifact, out: Path, work: Work, *, opset: int = 20, attention: str = "plain"
+) -> None:
+    """Builds a causal language model with its cache; a folder unless `out` is called `.onnx`."""
+    from convkit.checkpoint.folder import open_folder
+    from convkit.converters.decoder_graph.build import DIALECTS, OLDEST_OPSET
+
+    if attention not in DIALECTS:
+        raise UsageError(
+            f"attention is one of {', '.join(DIALECTS)}, not '{attention}'.",
+            hint="--set torch-to-onnx.attention=plain",
+        )
+    if opset < OLDEST_OPSET:
+        raise RungSkipped(f"it writes opset {OLDEST_OPSET} and above, not {opset}")
+    found = _blueprint(source)
+    folder = source.path
+    with open_folder(
+        folder, adapter=source.opening.adapter, trust=source.opening.trust
+    ) as checkpoint:
+        work.progress("building the graph", 0, None)
+        built = _built(found, checkpoint, source, attention, opset)
+        total = sum(weight.byte_count for weight in built.weights)
+        built.write(
+            graph_path(out), progress=lambda done: work.progress("writing weights", done, total)
+        )
+        copy_companions(folder, out)
+        if out.is_dir() and (checkpoint.quantization or source.opening.adapter):
+            config = json.dumps(checkpoint.config, indent=2)
+            (out / "config.json").write_text(config + "\n", encoding="utf-8")
+        notes = (checkpoint.quantization, *checkpoint.notes, *built.notes)
+    for note in filter(None, notes):
+        work.note(note)
+    _check_interface(work.recorded() if work.recorded else source)
+
+
+def _blueprint(source: Artifact) -> Blueprint:
+    """What the folder's network computes, if it is one that blueprints describe."""
+    from convkit.checkpoint.folder_files import read_config
+    from convkit.converters.decoder_graph.families import blueprint
+
+    if source.opening.factory is not None or not source.path.is_dir():
+        raise RungSkipped("it serves Hugging Face folders only")
+    config = read_config(source.path)
+    names = config.get("architectures") or [""]
+    if not _CAUSAL.search(str(names[0])):
+        raise RungSkipped(f"{names[0] or 'a network without a name'} continues no texts")
+    try:
+        return blueprint(config)
+    except UnsupportedError as unknown:
+        raise RungSkipped(unknown.what) from unknown
+
+
+def _built(
+    found: Blueprint, checkpoint: Checkpoint, source: Artifact, attention: str, opset: int
+) -> Built:
+    from convkit.converters.decoder_graph.build import build
+    from convkit.converters.decoder_graph.families import blueprint
+
+    config = checkpoint.config
+    if source.opening.adapter is not None:
+        found = blueprint(config)  # an adapter may untie or resize the embeddings
+    try:
+        return build(
+            found,
+            _tensors(checkpoint),
+            config,
+            others=checkpoint.other,
+            precision=source.precision,
+            attention=attention,
+            opset=opset,
+        )
+    except UnsupportedError as unknown:
+        raise RungSkipped(unknown.what) from unknown
+
+
+def _tensors(checkpoint: Checkpoint) -> Mapping[str, Rows]:
+    """Tensors under all their names."""
+    tensors: dict[str, Any] = dict(checkpoint.tensors)
+    tensors |= {alias: tensors[kept] for alias, kept in checkpoint.aliases.items()}
+    return tensors
+
+
+def _check_interface(source: Artifact) -> None:
+    """Whether the model, as its run showed it, is one from token ids to logits."""
+    takes, gives = ({spec.name for spec in specs} for specs in (source.inputs, source.outputs))
+    if takes - {"input_ids", "attention_mask"} or gives not in (set(), {"logits"}):
+        raise RungSkipped("it serves language models, from token ids to logits")
