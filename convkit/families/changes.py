@@ -6,13 +6,14 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from convkit.checkpoint.rows import (
+    FLOATS,
     Array,
     Changed,
     Reshaped,
@@ -54,21 +55,24 @@ class Permuted:
     """Rows in another order.
 
     Args:
-        order: the checkpoint's row behind each row in GGUF; compared by identity.
+        order: gives the checkpoint's row behind each row in GGUF, once it is needed.
     """
 
-    order: Array
+    order: Callable[[], Array]
 
     def to_gguf(self, parts: Sequence[Rows]) -> Rows:
         """Rows (or, of a vector, elements) in GGUF's order."""
-        return _reordered(parts[0], self.order)
+        return _reordered(parts[0], self.order())
 
     def to_torch(self, rows: Rows) -> Sequence[Rows]:
         """Rows in the checkpoint's order."""
-        return (_reordered(rows, np.argsort(self.order)),)
+        return (_reordered(rows, np.argsort(self.order())),)
 
 
 def _reordered(rows: Rows, order: Array) -> Rows:
+    length = rows.shape[0]
+    if len(order) != length:
+        raise ValueError(f"it has {length} rows instead of {len(order)}")
     if len(rows.shape) > 1:
         return Selected(rows, order, rows.shape)
     return Changed(rows, lambda vector, begin: vector[:, order])
@@ -81,8 +85,12 @@ def interleaved(heads: int, head_size: int) -> Permuted:
     neighbours 2i and 2i + 1.
     Source: `apply_rotary_pos_emb` in transformers' modeling_llama.py; `ggml_rope` in ggml.h.
     """
-    halves = np.arange(heads * head_size).reshape(heads, 2, head_size // 2)
-    return Permuted(halves.swapaxes(1, 2).reshape(-1))
+
+    def order() -> Array:
+        halves = np.arange(heads * head_size).reshape(heads, 2, head_size // 2)
+        return np.asarray(halves.swapaxes(1, 2).reshape(-1))
+
+    return Permuted(order)
 
 
 @dataclass(frozen=True)
@@ -101,34 +109,48 @@ class PlusOne:
         return (Changed(rows, lambda values, begin: values - np.float32(1)),)
 
 
+PLUS_ONE = PlusOne()
+
+
 @dataclass(frozen=True)
 class Turned:
-    """A matrix stored (inputs, outputs), as GPT-2's Conv1D does; not for quantized rows."""
+    """A matrix stored (inputs, outputs), as GPT-2's Conv1D does; quantized rows become float32."""
 
     def to_gguf(self, parts: Sequence[Rows]) -> Rows:
         """(outputs, inputs)."""
-        return Transposed(parts[0])
+        return _turned(parts[0])
 
     def to_torch(self, rows: Rows) -> Sequence[Rows]:
         """(inputs, outputs)."""
-        return (Transposed(rows),)
+        return (_turned(rows),)
+
+
+TURNED = Turned()
+
+
+def _turned(rows: Rows) -> Rows:
+    is_plain = rows.dtype in (*FLOATS, "BF16")
+    return Transposed(rows if is_plain else Changed(rows, lambda values, begin: values))
 
 
 @dataclass(frozen=True)
-class Experts:
-    """One matrix per expert in the checkpoint, all of them in one tensor in GGUF."""
+class Piled:
+    """One tensor per expert (or per head) in the checkpoint, all of them in one in GGUF."""
 
     def to_gguf(self, parts: Sequence[Rows]) -> Rows:
-        """(experts, outputs, inputs)."""
+        """(count, outputs, inputs); of vectors (count, inputs)."""
         return Stacked(parts, is_new_axis=True)
 
     def to_torch(self, rows: Rows) -> Sequence[Rows]:
-        """(outputs, inputs) per expert."""
-        count, height, width = rows.shape
+        """(outputs, inputs) each, or (inputs,)."""
+        count, shape = rows.shape[0], rows.shape[1:]
+        height = rows.row_count // count
         return [
-            Selected(rows, np.arange(i * height, (i + 1) * height), (height, width))
-            for i in range(count)
+            Selected(rows, np.arange(i * height, (i + 1) * height), shape) for i in range(count)
         ]
+
+
+PILED = Piled()
 
 
 @dataclass(frozen=True)
@@ -173,21 +195,3 @@ class Shaped:
     def to_torch(self, rows: Rows) -> Sequence[Rows]:
         """In the checkpoint's shape."""
         return (Reshaped(rows, self.torch),)
-
-
-@dataclass(frozen=True)
-class FirstRows:
-    """Rows beyond a count are left out: an embedding wider than the vocabulary."""
-
-    count: int
-
-    def to_gguf(self, parts: Sequence[Rows]) -> Rows:
-        """The first rows."""
-        rows = parts[0]
-        if rows.shape[0] <= self.count:
-            return rows
-        return Selected(rows, np.arange(self.count))
-
-    def to_torch(self, rows: Rows) -> Sequence[Rows]:
-        """What is left."""
-        return (rows,)

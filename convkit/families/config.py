@@ -8,20 +8,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convkit.errors import ModelError
+from convkit.families.defaults import DEFAULTS
 
-_SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
-    "hidden": ("hidden_size", "n_embd"),
-    "feed_forward": ("intermediate_size", "ffn_hidden_size", "n_inner"),
-    "context": ("max_position_embeddings", "n_positions", "n_ctx"),
-    "norm_epsilon": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
-    "experts": ("num_local_experts", "num_experts"),
-    "experts_used": ("num_experts_per_tok",),
-    "activation": ("hidden_act", "hidden_activation", "activation", "activation_function"),
-}
-"""What a number is called here -> in configurations of transformers, newest first."""
+_SPELLINGS = (
+    ("num_hidden_layers", "n_layer", "num_layers"),
+    ("num_attention_heads", "n_head"),
+    ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    ("hidden_size", "n_embd", "n_embed"),
+    ("intermediate_size", "ffn_hidden_size", "n_inner"),
+    ("max_position_embeddings", "n_positions", "n_ctx"),
+    ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
+    ("num_local_experts", "num_experts"),
+)
+"""What a number is called in configurations of transformers."""
+
+_ORIGINAL = "original_max_position_embeddings"
+"""Where a configuration says it outside of `rope_parameters`, it wins over what is said there."""
+
+_CALLED = {name: names for names in _SPELLINGS for name in names}
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,31 @@ class Rope:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def factor(self) -> float:
-        """How much longer the context became; 1 where it did not."""
-        return float(self.settings.get("factor") or 1.0)
+    def original_context(self) -> int:
+        """Tokens that it was trained on before the context was stretched."""
+        return int(self.settings[_ORIGINAL])
 
 
 class Config(Mapping[str, Any]):
     """A `config.json`; a model for images and text is read as its text part.
 
-    Numbers that every architecture has are attributes, whatever they are called in the file.
+    Keys that the file leaves out have the value that transformers gives them. Numbers that every
+    architecture has are attributes, whatever they are called in the file.
+
+    Attributes:
+        whole: the file as it is.
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         nested = document.get("text_config")
         outer = {k: v for k, v in document.items() if k not in ("text_config", "vision_config")}
-        self._values = {**outer, **nested} if isinstance(nested, Mapping) else outer
+        given = {**outer, **nested} if isinstance(nested, Mapping) else outer
+        silent = {
+            key: value
+            for key, value in DEFAULTS.get(str(given.get("model_type")), {}).items()
+            if not any(name in given for name in _CALLED.get(key, (key,)))
+        }
+        self._values = {**silent, **given}
         self.whole = document
 
     def __getitem__(self, key: str) -> Any:
@@ -75,22 +89,22 @@ class Config(Mapping[str, Any]):
     @property
     def layers(self) -> int:
         """Number of layers."""
-        return int(self._number("layers"))
+        return int(self.number("num_hidden_layers"))
 
     @property
     def heads(self) -> int:
         """Attention heads."""
-        return int(self._number("heads"))
+        return int(self.number("num_attention_heads"))
 
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
-        return int(self._number("kv_heads", self.heads))
+        return int(self.number("num_key_value_heads", self.heads))
 
     @property
     def hidden(self) -> int:
         """Width of the residual stream."""
-        return int(self._number("hidden"))
+        return int(self.number("hidden_size"))
 
     @property
     def head_size(self) -> int:
@@ -100,32 +114,17 @@ class Config(Mapping[str, Any]):
     @property
     def feed_forward(self) -> int:
         """Width inside the feed-forward network."""
-        return int(self._number("feed_forward"))
+        return int(self.number("intermediate_size"))
 
     @property
     def context(self) -> int:
         """Tokens it was made for."""
-        return int(self._number("context"))
-
-    @property
-    def norm_epsilon(self) -> float:
-        """What norms add before the root."""
-        return float(self._number("norm_epsilon"))
+        return int(self.number("max_position_embeddings"))
 
     @property
     def experts(self) -> int:
         """Experts per layer; 0 where there are none."""
-        return int(self._number("experts", 0))
-
-    @property
-    def experts_used(self) -> int:
-        """Experts that a token visits."""
-        return int(self._number("experts_used", 0))
-
-    @property
-    def activation(self) -> str:
-        """Name of the activation function."""
-        return str(self._number("activation", ""))
+        return int(self.number("num_experts", 0))
 
     @property
     def is_tied(self) -> bool:
@@ -135,29 +134,44 @@ class Config(Mapping[str, Any]):
     def rope(self, layers: str = "full_attention") -> Rope:
         """Rotary positions; of one kind of layers where kinds differ.
 
-        transformers 5 keeps them in `rope_parameters`, 4 in `rope_theta` and `rope_scaling`.
+        transformers 5 keeps them in `rope_parameters`, 4 in `rope_theta` and `rope_scaling`, and of
+        layers that see a window only in `rope_local_base_freq`.
         """
         found = self.get("rope_parameters") or {}
-        if isinstance(found.get(layers), Mapping):
-            found = found[layers]
-        settings = {**(self.get("rope_scaling") or {}), **found}
+        is_nested = any(isinstance(value, Mapping) for value in found.values())
+        is_local = layers == "sliding_attention" and self.get("rope_local_base_freq") is not None
+        settings = dict(found.get(layers) or {}) if is_nested else dict(found)
+        theta = self.get("rope_local_base_freq") if is_local else self.get("rope_theta")
+        if not is_local:
+            settings |= self.get("rope_scaling") or {}
+            settings |= {_ORIGINAL: self[_ORIGINAL]} if self.get(_ORIGINAL) is not None else {}
         kind = str(settings.get("rope_type") or settings.get("type") or "default")
+        if kind == "yarn" and "long_factor" in settings:  # as Phi-3's first configurations call it
+            kind = "longrope"
+        if kind in ("llama3", "longrope", "su", "yarn") and not settings.get(_ORIGINAL):
+            settings[_ORIGINAL] = self.context
         share = settings.get("partial_rotary_factor", self.get("partial_rotary_factor"))
         return Rope(
-            theta=float(settings.get("rope_theta") or self.get("rope_theta") or 10_000.0),
+            theta=float(settings.get("rope_theta") or theta or 10_000.0),
             kind={"su": "longrope", "none": "default"}.get(kind, kind),
             share=1.0 if share is None else float(share),
             settings=settings,
         )
 
-    def _number(self, name: str, default: Any = None) -> Any:
-        spellings = _SPELLINGS[name]
-        value = next((self[key] for key in spellings if self.get(key) is not None), default)
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    def number(self, name: str, default: Any = None) -> Any:
+        """A number under this name, else another of its names.
+
+        Raises:
+            ModelError: the file does not say it, nor is there a default.
+        """
+        names = tuple(dict.fromkeys((name, *_CALLED.get(name, ()))))
+        found = next((self[key] for key in names if self.get(key) is not None), default)
+        is_number = isinstance(found, int | float) and math.isfinite(found)
+        if not is_number:
             raise ModelError(
-                f"config.json does not say '{spellings[0]}'.",
-                why=f"It is a model of type '{self.model_type}'; the number was looked for as "
-                f"{', '.join(spellings)}.",
+                f"config.json has no number for '{name}'"
+                + (f" but {found!r}." if found is not None else "."),
+                why=f"It is of model type '{self.model_type}'; looked for: {', '.join(names)}.",
                 hint="Copy config.json from where the weights come from.",
             )
-        return value
+        return found

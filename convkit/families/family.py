@@ -8,15 +8,16 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from convkit.checkpoint.rows import Array
-from convkit.errors import UnsupportedError
+from convkit.errors import ModelError, UnsupportedError
 from convkit.families.changes import SAME, Change
 from convkit.families.config import Config
 
-Shape = tuple[int | None, ...]
-"""A shape in GGUF, row-major; None where any size will do."""
+Shape = tuple[int, ...]
+"""A shape in GGUF, row-major."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,11 @@ class Entry:
         shape: in GGUF.
         sources: spellings in checkpoints; the first whose tensors are all there serves, and the
             first of all is what is written on the way back.
-        is_optional: whether models without it are whole.
     """
 
     gguf: str
     shape: Shape
     sources: tuple[Source, ...]
-    is_optional: bool = False
-
-
-def entry(
-    gguf: str,
-    shape: Sequence[int | None],
-    torch: str,
-    change: Change = SAME,
-    *,
-    optional: bool = False,
-) -> Entry:
-    """An entry with one tensor behind it."""
-    return Entry(gguf, tuple(shape), (Source((torch,), change),), optional)
 
 
 Read = Callable[..., Any]
@@ -80,10 +67,33 @@ class Stored:
     shapes: Mapping[str, tuple[int, ...]]
     small: Mapping[str, Array] = field(default_factory=dict)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a matrix that every model of the family has.
 
-def nothing(config: Config) -> dict[str, Array]:
-    """No derived tensors."""
+        Raises:
+            ModelError: it is missing, or no matrix.
+        """
+        shape = self.shapes.get(name, ())
+        if len(shape) != 2:
+            raise ModelError(
+                f"The tensor '{name}' is {'no matrix' if shape else 'missing'}.",
+                hint="Download or convert the file again.",
+            )
+        return shape
+
+
+def _any(config: Config) -> None:
+    """Takes every configuration."""
+
+
+def _none(given: Any) -> dict[str, Any]:
+    """Nothing."""
     return {}
+
+
+def _silent(config: Config) -> tuple[str, ...]:
+    """Nothing to say."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,14 @@ class Family:
         metadata: `ARCH.*` and what else it has to say; the vocabulary is not its matter.
         config: a configuration from a GGUF file, so that transformers computes the same.
         demands: key of a configuration -> values it may have; absent keys are fine.
+        check: raises UnsupportedError where values do not go together.
+        notes: sentences for the report on what llama.cpp does otherwise than transformers.
         aliases: (beginning of a name here, beginning in some checkpoints).
         dropped: regular expression over names in a checkpoint -> why they are not needed.
+        tied: a tensor that some checkpoints hold once more -> the one that it has to equal.
         derived: tensors of GGUF that are computed from the configuration.
+        beside: metadata from files beside the model, from its folder.
+        files: JSON files to write beside `config.json` on the way back: relative path -> content.
         gives_embeddings: whether it gives a vector per token instead of the next token.
     """
 
@@ -111,9 +126,14 @@ class Family:
     metadata: Callable[[Config], dict[str, Any]]
     config: Callable[[Stored], dict[str, Any]]
     demands: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    check: Callable[[Config], None] = _any
+    notes: Callable[[Config], tuple[str, ...]] = _silent
     aliases: tuple[tuple[str, str], ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
-    derived: Callable[[Config], dict[str, Array]] = nothing
+    tied: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Config], dict[str, Array]] = _none
+    beside: Callable[[Path], dict[str, Any]] = _none
+    files: Callable[[Stored], dict[str, Any]] = _none
     gives_embeddings: bool = False
 
 
@@ -152,7 +172,9 @@ def family_of(config: Config, names: Sequence[str] = ()) -> Family:
             raise UnsupportedError(
                 f"llama.cpp's {found.architecture} has no {key} = {config[key]!r}.",
                 why=f"It computes with {wanted}; the result would be another model.",
+                option=key,
             )
+    found.check(config)
     return found
 
 
@@ -207,7 +229,7 @@ def _fit(family: Family, config: Config, names: Sequence[str]) -> _Fit | None:
     except Exception:  # a configuration of another kind lacks what this family asks it for
         return None
     placed = {name for one in entries for source in one.sources for name in source.names}
-    needed = {one.sources[0].names[0] for one in entries if not one.is_optional}
+    needed = {one.sources[0].names[0] for one in entries}
     present = set(names)
     shared = placed & present
     if not shared:

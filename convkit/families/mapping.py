@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from convkit.checkpoint.rows import Held, Rows
+import numpy as np
+
+from convkit.checkpoint.rows import Held, Reshaped, Rows
 from convkit.errors import ModelError, UnsupportedError
+from convkit.families import rotary
 from convkit.families.config import Config
-from convkit.families.family import Entry, Family, Source
+from convkit.families.family import Entry, Family, Read, Source, Stored
 
 _NAMED = 6
+_COMPARED_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,22 +51,39 @@ def to_gguf(
     made: dict[str, Rows] = {}
     used: set[str] = set()
     for entry in family.entries(config):
-        found = _found(entry, family, tensors)
+        found = source_of(entry, family, tensors)
         if found is None:
-            if entry.is_optional:
-                continue
             raise _missing(entry.sources[0].names, family, tensors)
         names, change = found.names, found.change
         try:
             rows = change.to_gguf([tensors[name] for name in names])
         except ValueError as cause:
-            raise ModelError(f"{names[0]} does not fit: {cause}.") from cause
-        _check_shape(names[0], rows.shape, entry)
+            raise ModelError(
+                f"Tensor '{names[0]}' does not fit: {cause}.",
+                why=f"By the model's configuration it makes {entry.gguf}, "
+                f"{' x '.join(map(str, entry.shape))}.",
+                hint="Does config.json belong to these weights?",
+            ) from cause
+        if rows.shape != entry.shape:
+            raise _wrong_shape(names[0], rows.shape, entry)
         made[entry.gguf] = rows
         used.update(names)
     derived = {name: Held(array) for name, array in family.derived(config).items()}
-    dropped = _accounted(family, [*tensors, *others], used)
-    return Mapped({**made, **derived}, dropped, tuple(derived))
+    repeated = _repeated(family, tensors, used)
+    left = [name for name in (*tensors, *others) if name not in used and name not in repeated]
+    return Mapped({**made, **derived}, repeated | _accounted(family, left), tuple(derived))
+
+
+def stored_of(get: Read, tensors: Mapping[str, Rows]) -> Stored:
+    """What the inverse of a family reads of a GGUF file.
+
+    Args:
+        get: (key, default) -> a metadata value, as `Header.get`.
+        tensors: of the file.
+    """
+    shapes = {name: tuple(rows.shape) for name, rows in tensors.items()}
+    small = {name: tensors[name].array() for name in rotary.TENSORS if name in tensors}
+    return Stored(get, shapes, small)
 
 
 def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Mapped:
@@ -73,18 +94,19 @@ def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Map
         UnsupportedError: one has no place in the checkpoint.
     """
     made: dict[str, Rows] = {}
-    used = set(family.derived(config))
+    used = set(rotary.TENSORS) if "rope_parameters" in config else set()
     for entry in family.entries(config):
         rows = tensors.get(entry.gguf)
         if rows is None:
-            if entry.is_optional:
-                continue
             raise ModelError(
                 f"The tensor '{entry.gguf}' is missing.",
                 why=f"Every {family.architecture} model has it.",
                 hint="Download or convert the file again.",
             )
-        _check_shape(entry.gguf, rows.shape, entry)
+        if rows.shape != entry.shape:
+            if _without_ones(rows.shape) != _without_ones(entry.shape):
+                raise _wrong_shape(entry.gguf, rows.shape, entry)
+            rows = Reshaped(rows, entry.shape)
         source = entry.sources[0]
         made |= zip(source.names, source.change.to_torch(rows), strict=True)
         used.add(entry.gguf)
@@ -97,20 +119,19 @@ def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Map
     return Mapped(made, {}, ())
 
 
-def _found(entry: Entry, family: Family, tensors: Mapping[str, Rows]) -> Source | None:
+def source_of(entry: Entry, family: Family, names: Container[str]) -> Source | None:
+    """Where a tensor of GGUF comes from, of these names; None where they lack it."""
     for source in entry.sources:
         for renamed in _spellings(source, family):
-            if all(name in tensors for name in renamed.names):
+            if all(name in names for name in renamed.names):
                 return renamed
     return None
 
 
-def _spellings(source: Source, family: Family) -> Iterable[Source]:
+def _spellings(source: Source, family: Family) -> Iterator[Source]:
     yield source
-    for here, there in family.aliases:
-        if all(name.startswith(here) for name in source.names):
-            names = tuple(there + name.removeprefix(here) for name in source.names)
-            yield Source(names, source.change)
+    for names in _renamed(source.names, family):
+        yield Source(names, source.change)
 
 
 def _missing(names: Sequence[str], family: Family, tensors: Mapping[str, Rows]) -> ModelError:
@@ -122,26 +143,62 @@ def _missing(names: Sequence[str], family: Family, tensors: Mapping[str, Rows]) 
     )
 
 
-def _check_shape(name: str, shape: tuple[int, ...], entry: Entry) -> None:
-    fits = len(shape) == len(entry.shape) and all(
-        wanted in (None, size) for size, wanted in zip(shape, entry.shape, strict=True)
+def _wrong_shape(name: str, shape: tuple[int, ...], entry: Entry) -> ModelError:
+    return ModelError(
+        f"Tensor '{name}' has the wrong shape: {' x '.join(map(str, shape))}.",
+        why=f"By the model's configuration it is {' x '.join(map(str, entry.shape))} "
+        f"({entry.gguf}).",
+        hint="Does config.json belong to these weights?",
     )
-    if not fits:
-        wanted = " x ".join("any" if size is None else str(size) for size in entry.shape)
-        raise ModelError(
-            f"Tensor '{name}' has the wrong shape: {' x '.join(map(str, shape))}.",
-            why=f"By the model's configuration it is {wanted} ({entry.gguf}).",
-            hint="Does config.json belong to these weights?",
-        )
 
 
-def _accounted(family: Family, names: Sequence[str], used: set[str]) -> dict[str, str]:
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without leading ones, which llama.cpp leaves out when it writes files."""
+    first = next((i for i, size in enumerate(shape) if size != 1), len(shape))
+    return tuple(shape[first:])
+
+
+def _repeated(family: Family, tensors: Mapping[str, Rows], used: set[str]) -> dict[str, str]:
+    """Tensors that the checkpoint holds twice.
+
+    Raises:
+        ModelError: one differs from what it should repeat; transformers then takes both.
+    """
+    found = {}
+    for pair in family.tied.items():
+        for again, once in (pair, *_renamed(pair, family)):
+            if again not in tensors or again in used or once not in tensors:
+                continue
+            if not _are_equal(tensors[again], tensors[once]):
+                raise ModelError(
+                    f"'{again}' differs from '{once}', though config.json says they are the same.",
+                    why="transformers keeps both in such a case.",
+                    hint='Put "tie_word_embeddings": false into config.json.',
+                )
+            found[again] = f"it is {once} once more"
+    return found
+
+
+def _are_equal(one: Rows, other: Rows) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    step = max(1, _COMPARED_ELEMENTS // one.row_length)
+    pieces = ((i, min(i + step, one.row_count)) for i in range(0, one.row_count, step))
+    return all(np.array_equal(one.stored(*piece), other.stored(*piece)) for piece in pieces)
+
+
+def _renamed(names: Sequence[str], family: Family) -> Iterator[tuple[str, ...]]:
+    """Names as some checkpoints spell them."""
+    for here, there in family.aliases:
+        if all(name.startswith(here) for name in names):
+            yield tuple(there + name.removeprefix(here) for name in names)
+
+
+def _accounted(family: Family, names: Sequence[str]) -> dict[str, str]:
     """Why each tensor that was not used is not needed."""
     dropped = {}
     left = []
     for name in names:
-        if name in used:
-            continue
         reason = next(
             (why for pattern, why in family.dropped.items() if re.search(pattern, name)), ""
         )

@@ -1,214 +1,188 @@
-"""Rotary positions in GGUF: metadata and tensors from a configuration, and the way back."""
+"""Rotary positions in GGUF: metadata and tensors from a configuration.
+
+Source: llama.cpp, `conversion/base.py`, `conversion/llama.py`, `conversion/phi.py`, and how
+`src/llama-context.cpp` and `ggml_rope_ext` read them; transformers, `modeling_rope_utils.py`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from convkit.checkpoint.rows import Array
-from convkit.errors import UnsupportedError
+from convkit.errors import ModelError, UnsupportedError
 from convkit.families.config import Config, Rope
-from convkit.families.decoder import shortest
 
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+TENSORS = (FREQUENCIES, LONG, SHORT)
+"""Factors by which frequencies are divided: llama3's, and longrope's two."""
 
-_FIT = 1e-4
-"""Relative error up to which factors count as those of a formula: they were rounded to float32,
-and some converters computed them in half precision."""
+PLAIN = ("default", "linear", "yarn")
+"""Kinds that metadata express alone, so that every architecture of llama.cpp has them."""
 
 
-def metadata_of(rope: Rope, context: int) -> dict[str, Any]:
-    """`ARCH.rope.*` for these positions.
+def check(config: Config, kinds: Iterable[str] = PLAIN, *, is_partial: bool = False) -> None:
+    """Sees to it that llama.cpp can turn heads as transformers does.
+
+    Args:
+        config: of the model.
+        kinds: that the architecture has.
+        is_partial: whether it can turn a part of a head's numbers.
 
     Raises:
-        UnsupportedError: llama.cpp has no such scaling.
+        UnsupportedError: it cannot.
     """
+    rope = config.rope()
+    if rope.kind not in kinds:
+        raise UnsupportedError(
+            f"Rotary positions of kind '{rope.kind}' cannot be told to llama.cpp.",
+            why=f"For {config.model_type} it knows {', '.join(kinds)}.",
+            option="rope_type",
+        )
+    if rope.share != 1 and not is_partial:
+        raise UnsupportedError(
+            f"llama.cpp turns all numbers of a head, not the part {rope.share:g} of them.",
+            why=f"config.json says so as partial_rotary_factor; {config.model_type} is another "
+            "architecture without it.",
+            option="partial_rotary_factor",
+        )
+    if rotated(config) % 2:
+        raise UnsupportedError(f"{rotated(config)} numbers of a head cannot be turned in pairs.")
+    if rope.kind == "yarn" and rope.settings.get("truncate") is False:
+        raise UnsupportedError(
+            "llama.cpp has no yarn with truncate = False.",
+            why="It rounds the bounds between which frequencies are blended.",
+            option="truncate",
+        )
+
+
+def rotated(config: Config) -> int:
+    """Numbers of a head that are turned."""
+    return int(config.head_size * config.rope().share)
+
+
+def metadata_of(config: Config) -> dict[str, Any]:
+    """`ARCH.rope.*` but for the number of dimensions, which not every family writes."""
+    rope = config.rope()
     keys: dict[str, Any] = {"ARCH.rope.freq_base": rope.theta}
     if rope.kind in ("default", "llama3"):  # llama3 is told by a tensor alone
         return keys
+    keys["ARCH.rope.scaling.type"] = rope.kind
     if rope.kind == "linear":
-        return {**keys, "ARCH.rope.scaling.type": "linear", "ARCH.rope.scaling.factor": rope.factor}
-    if rope.kind == "yarn":
-        return {**keys, **_yarn(rope, context)}
-    if rope.kind == "longrope":
-        return {**keys, **_longrope(rope, context)}
-    raise UnsupportedError(
-        f"Rotary positions of kind '{rope.kind}' cannot be told to llama.cpp.",
-        why="It knows default, linear, yarn, llama3 and longrope.",
-    )
+        return {**keys, "ARCH.rope.scaling.factor": _factor(rope)}
+    keys["ARCH.rope.scaling.original_context_length"] = rope.original_context
+    scaled = _yarn if rope.kind == "yarn" else _longrope
+    return {**keys, **scaled(rope, config.context)}
+
+
+def _factor(rope: Rope) -> float:
+    factor = rope.settings.get("factor")
+    if not isinstance(factor, int | float) or factor <= 0:
+        raise ModelError(
+            f"config.json scales rotary positions ('{rope.kind}'), but its factor is {factor!r}.",
+            hint="Copy config.json from where the weights come from.",
+        )
+    return float(factor)
+
+
+def _stretch(rope: Rope, context: int) -> float:
+    """How much longer the context became; contexts tell it where the factor is left out."""
+    return _factor(rope) if rope.settings.get("factor") else context / rope.original_context
 
 
 def _yarn(rope: Rope, context: int) -> dict[str, Any]:
-    original = int(rope.settings.get("original_max_position_embeddings") or context)
-    keys: dict[str, Any] = {
-        "ARCH.rope.scaling.type": "yarn",
-        "ARCH.rope.scaling.factor": rope.factor,
-        "ARCH.rope.scaling.original_context_length": original,
-    }
-    optional = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-    for name, key in optional.items():
-        if rope.settings.get(name) is not None:
-            keys[f"ARCH.rope.scaling.{key}"] = float(rope.settings[name])
+    factor = _stretch(rope, context)
+    keys: dict[str, Any] = {"ARCH.rope.scaling.factor": factor}
+    for name in ("beta_fast", "beta_slow"):
+        if rope.settings.get(name):
+            keys[f"ARCH.rope.scaling.yarn_{name}"] = float(rope.settings[name])
+    share = _yarn_attention(rope, factor) / yarn_attention(factor)
+    if not math.isclose(share, 1, rel_tol=1e-7):
+        keys["ARCH.rope.scaling.attn_factor"] = share
     return keys
 
 
+def _yarn_attention(rope: Rope, factor: float) -> float:
+    """What transformers multiplies cosines and sines by."""
+    given = rope.settings.get("attention_factor")
+    if given is not None:
+        return float(given)
+    scale, scale_all = rope.settings.get("mscale"), rope.settings.get("mscale_all_dim")
+    if scale and scale_all:
+        return yarn_attention(factor, scale) / yarn_attention(factor, scale_all)
+    return yarn_attention(factor)
+
+
+def yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """What yarn multiplies cosines and sines by; llama.cpp does so unasked, with a scale of 1.
+
+    Source: YaRN, arXiv:2309.00071, equation 22.
+    """
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
 def _longrope(rope: Rope, context: int) -> dict[str, Any]:
-    original = int(rope.settings.get("original_max_position_embeddings") or context)
-    return {
-        "ARCH.rope.scaling.original_context_length": original,
-        "ARCH.rope.scaling.attn_factor": attention_factor(rope, context, original),
-    }
+    given = rope.settings.get("attention_factor")
+    plain = longrope_attention(_stretch(rope, context), rope.original_context)
+    return {"ARCH.rope.scaling.attn_factor": plain if given is None else float(given)}
 
 
-def attention_factor(rope: Rope, context: int, original: int) -> float:
+def longrope_attention(factor: float, original: int) -> float:
     """What longrope multiplies cosines and sines by.
 
     Source: LongRoPE, arXiv:2402.13753, as `_compute_longrope_parameters` of transformers has it.
     """
-    given = rope.settings.get("attention_factor")
-    if given is not None:
-        return float(given)
-    scale = context / original
-    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
-def tensors_of(config: Config, rotated: int) -> dict[str, Array]:
+def tensors_of(config: Config) -> dict[str, Array]:
     """Tensors that say what metadata cannot: factors by which frequencies are divided.
 
-    Args:
-        config: of the model.
-        rotated: numbers of a head that are turned.
+    Raises:
+        ModelError: there are not as many factors as frequencies.
     """
-    rope = config.rope()
+    rope, count = config.rope(), rotated(config)
     if rope.kind == "llama3":
-        return {FREQUENCIES: llama3_factors(rope, rotated)}
-    if rope.kind == "longrope":
-        long, short = (rope.settings.get(name) for name in ("long_factor", "short_factor"))
-        if long is None or short is None or len(long) != rotated // 2 or len(short) != len(long):
-            raise UnsupportedError(
-                "config.json asks for longrope, but its factors do not fit.",
-                why=f"{rotated // 2} numbers are needed in each of long_factor and short_factor.",
-            )
-        return {LONG: np.float32(long), SHORT: np.float32(short)}
-    return {}
+        return {FREQUENCIES: llama3_factors(rope, count)}
+    if rope.kind != "longrope":
+        return {}
+    factors = {LONG: rope.settings.get("long_factor"), SHORT: rope.settings.get("short_factor")}
+    if any(found is None or len(found) != count // 2 for found in factors.values()):
+        raise ModelError(
+            "config.json asks for longrope, but its factors do not fit.",
+            why=f"{count // 2} numbers are needed in each of long_factor and short_factor.",
+            hint="Copy config.json from where the weights come from.",
+        )
+    return {name: np.float32(found) for name, found in factors.items()}
 
 
-def llama3_factors(rope: Rope, rotated: int) -> Array:
-    """What Llama 3.1 divides each frequency by: float32 (rotated / 2).
+def llama3_factors(rope: Rope, count: int) -> Array:
+    """What Llama 3.1 divides each frequency by: float32 (count / 2).
 
     Waves longer than the old context are stretched, short ones stay, between them it is blended.
     Source: `_compute_llama3_parameters` in transformers' modeling_rope_utils.py.
+
+    Raises:
+        ModelError: the configuration lacks a number.
     """
-    settings = rope.settings
-    low, high = float(settings["low_freq_factor"]), float(settings["high_freq_factor"])
-    original = float(settings["original_max_position_embeddings"])
-    waves = _wave_lengths(rope.theta, rotated)
-    blend = np.clip((original / waves - low) / (high - low), 0.0, 1.0)
-    factors: Array = (1 / ((1 - blend) / rope.factor + blend)).astype(np.float32)
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    missing = [name for name in names if not isinstance(rope.settings.get(name), int | float)]
+    if missing:
+        raise ModelError(
+            f"config.json asks for llama3's rotary positions, but lacks {', '.join(missing)}.",
+            hint="Copy config.json from where the weights come from.",
+        )
+    factor, low, high, original = (float(rope.settings[name]) for name in names)
+    blend = np.clip((original / wave_lengths(rope.theta, count) - low) / (high - low), 0.0, 1.0)
+    factors: Array = (1 / ((1 - blend) / factor + blend)).astype(np.float32)
     return factors
 
 
-def _wave_lengths(theta: float, rotated: int) -> Array:
+def wave_lengths(theta: float, count: int) -> Array:
     """Tokens after which each pair of numbers has turned once."""
-    lengths: Array = 2 * np.pi * theta ** (np.arange(0, rotated, 2) / rotated)
+    lengths: Array = 2 * np.pi * theta ** (np.arange(0, count, 2) / count)
     return lengths
-
-
-def rope_of(
-    get: Any, tensors: Mapping[str, Array], rotated: int, share: float | None = None
-) -> dict[str, Any]:
-    """`rope_parameters` of a configuration, from GGUF.
-
-    Args:
-        get: (key, default) -> metadata, as `Header.get`.
-        tensors: the factor tensors of the file, by name.
-        rotated: numbers of a head that are turned.
-        share: of a head's numbers that are turned, where the configuration is to say it.
-    """
-    theta = shortest(get("ARCH.rope.freq_base", 10_000.0))
-    found: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    original = get("ARCH.rope.scaling.original_context_length")
-    if FREQUENCIES in tensors:
-        found |= _llama3_of(tensors[FREQUENCIES], theta, original)
-    elif LONG in tensors:
-        found |= _longrope_of(get, tensors, original)
-    else:
-        found |= _scaling_of(get, original)
-    if share is not None:
-        found["partial_rotary_factor"] = share
-    return found
-
-
-def _scaling_of(get: Any, original: int | None) -> dict[str, Any]:
-    kind = get("ARCH.rope.scaling.type", "none")
-    factor = get("ARCH.rope.scaling.factor", get("ARCH.rope.scale_linear"))
-    if factor is None or kind == "none" or factor == 1.0:
-        return {}
-    found: dict[str, Any] = {"rope_type": kind, "factor": shortest(factor)}
-    if kind == "yarn":
-        if original is not None:
-            found["original_max_position_embeddings"] = original
-        for name in ("beta_fast", "beta_slow"):
-            value = get(f"ARCH.rope.scaling.yarn_{name}")
-            if value is not None:
-                found[name] = shortest(value)
-    return found
-
-
-def _longrope_of(get: Any, tensors: Mapping[str, Array], original: int | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "rope_type": "longrope",
-        "long_factor": [shortest(x) for x in tensors[LONG]],
-        "short_factor": [shortest(x) for x in tensors[SHORT]],
-    }
-    if original is not None:
-        found["original_max_position_embeddings"] = original
-        context = get("ARCH.context_length", original)
-        plain = attention_factor(Rope(1.0, settings={}), context, original)
-        given = get("ARCH.rope.scaling.attn_factor", plain)
-        if not math.isclose(given, plain, rel_tol=1e-6):
-            found["attention_factor"] = shortest(given)
-    return found
-
-
-def _llama3_of(factors: Array, theta: float, original: int | None) -> dict[str, Any]:
-    """The four numbers behind llama3's factors, as far as the factors determine them.
-
-    Between its bends the blend is a line in 1 / wave length: its slope and offset give the ratios
-    original / low and original / high. `low` is 1 in every published model, which fixes the rest.
-
-    Raises:
-        UnsupportedError: they are factors of another formula.
-    """
-    greatest = float(factors.max())
-    waves = _wave_lengths(theta, 2 * len(factors))
-    blend = (1 / factors.astype(np.float64) - 1 / greatest) / (1 - 1 / greatest)
-    inside = (blend > 1e-3) & (blend < 1 - 1e-3)
-    candidates = [(1.0, 4.0, float(original or 8192))]
-    if inside.sum() >= 2:
-        slope, offset = np.polyfit(1 / waves[inside], blend[inside], 1)
-        high = 1 - 1 / offset  # offset = -low / (high - low), with low = 1
-        candidates.insert(0, (1.0, _near(high), _near(slope * (high - 1))))
-    for low, high, context in candidates:
-        settings = {
-            "factor": _near(greatest),
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": round(context),
-        }
-        again = llama3_factors(Rope(theta, "llama3", settings=settings), 2 * len(factors))
-        if np.allclose(again, factors, rtol=_FIT):
-            return {"rope_type": "llama3", **settings}
-    raise UnsupportedError(
-        f"The frequency factors in {FREQUENCIES} follow no formula that transformers has.",
-        why=f"They run from {factors.min():.4g} to {greatest:.4g}.",
-    )
-
-
-def _near(value: float) -> float:
-    """A whole number where it is one up to rounding."""
-    return float(round(value)) if abs(value - round(value)) <= 1e-3 * abs(value) else value

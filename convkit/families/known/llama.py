@@ -2,117 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from convkit.checkpoint.rows import Array
-from convkit.families import rotary
-from convkit.families.changes import SAME, Change, Experts, interleaved
+from convkit.families import rotary, windows
+from convkit.families.changes import PILED, SAME, Change, PartOfEach, interleaved
 from convkit.families.config import Config
-from convkit.families.decoder import config_of, head_sizes, metadata_of
-from convkit.families.family import Entry, Family, Source, Stored, entry
+from convkit.families.decoder import (
+    FEED_FORWARD,
+    FEED_FORWARD_NORM,
+    FREQUENCIES,
+    OUTSIDE,
+    SILU,
+    TIED,
+    config_of_shapes,
+    head_metadata_of,
+    head_size_of,
+)
+from convkit.families.family import Family, Stored
+from convkit.families.keys import DECODER, EXPERTS_USED, RMS_EPSILON, Key, config_of, metadata_of
+from convkit.families.rotary_recovery import rope_of
+from convkit.families.table import Line, Table
 
 
-def _entries(config: Config) -> Iterator[Entry]:
-    hidden, size = config.hidden, config.head_size
-    yield entry("token_embd.weight", (None, hidden), "model.embed_tokens.weight")
-    yield entry("output_norm.weight", (hidden,), "model.norm.weight")
-    if not config.is_tied:
-        yield entry("output.weight", (None, hidden), "lm_head.weight")
-    for layer in range(config.layers):
-        gguf, torch = f"blk.{layer}", f"model.layers.{layer}"
-        yield entry(f"{gguf}.attn_norm.weight", (hidden,), f"{torch}.input_layernorm.weight")
-        yield entry(
-            f"{gguf}.ffn_norm.weight", (hidden,), f"{torch}.post_attention_layernorm.weight"
-        )
-        queries, keys = config.heads * size, config.kv_heads * size
-        projections: tuple[tuple[str, str, int, int, Change], ...] = (
-            ("attn_q", "q_proj", queries, hidden, interleaved(config.heads, size)),
-            ("attn_k", "k_proj", keys, hidden, interleaved(config.kv_heads, size)),
-            ("attn_v", "v_proj", keys, hidden, SAME),
-            ("attn_output", "o_proj", hidden, queries, SAME),
-        )
-        for there, here, rows, columns, change in projections:
-            name = f"{torch}.self_attn.{here}"
-            yield entry(f"{gguf}.{there}.weight", (rows, columns), f"{name}.weight", change)
-            yield entry(f"{gguf}.{there}.bias", (rows,), f"{name}.bias", change, optional=True)
-        yield from _experts(config, layer) if config.experts else _feed_forward(config, layer)
+def _queries(config: Config) -> Change:
+    return interleaved(config.heads, config.head_size)
 
 
-def _feed_forward(config: Config, layer: int) -> Iterator[Entry]:
-    hidden, inner = config.hidden, config.feed_forward
-    parts = (
-        ("ffn_gate", "gate_proj", inner, hidden),
-        ("ffn_up", "up_proj", inner, hidden),
-        ("ffn_down", "down_proj", hidden, inner),
-    )
-    for there, here, rows, columns in parts:
-        gguf, torch = f"blk.{layer}.{there}", f"model.layers.{layer}.mlp.{here}"
-        yield entry(f"{gguf}.weight", (rows, columns), f"{torch}.weight")
-        yield entry(f"{gguf}.bias", (rows,), f"{torch}.bias", optional=True)
+def _keys(config: Config) -> Change:
+    return interleaved(config.kv_heads, config.head_size)
 
 
-def _experts(config: Config, layer: int) -> Iterator[Entry]:
-    hidden, inner, count = config.hidden, config.feed_forward, config.experts
-    gguf, torch = f"blk.{layer}", f"model.layers.{layer}.block_sparse_moe"
-    yield entry(f"{gguf}.ffn_gate_inp.weight", (count, hidden), f"{torch}.gate.weight")
-    parts = (
-        ("ffn_gate_exps", "w1", inner, hidden),
-        ("ffn_down_exps", "w2", hidden, inner),
-        ("ffn_up_exps", "w3", inner, hidden),
-    )
-    for there, here, rows, columns in parts:
-        names = tuple(f"{torch}.experts.{i}.{here}.weight" for i in range(count))
-        shape = (count, rows, columns)
-        yield Entry(f"{gguf}.{there}.weight", shape, (Source(names, Experts()),))
+def _has_bias(config: Config) -> bool:
+    return config.model_type == "llama" and bool(config.get("attention_bias"))
+
+
+def _has_inner_bias(config: Config) -> bool:
+    return config.model_type == "llama" and bool(config.get("mlp_bias"))
+
+
+def _is_plain(config: Config) -> bool:
+    return not _is_mixture(config)
+
+
+def _is_mixture(config: Config) -> bool:
+    return config.model_type == "mixtral"
+
+
+_ATTENTION = (
+    Line("attn_norm.weight", "input_layernorm.weight", "hidden"),
+    Line("attn_q.weight", "self_attn.q_proj.weight", "queries hidden", _queries),
+    Line("attn_k.weight", "self_attn.k_proj.weight", "keys hidden", _keys),
+    Line("attn_v.weight", "self_attn.v_proj.weight", "keys hidden"),
+    Line("attn_output.weight", "self_attn.o_proj.weight", "hidden queries"),
+    Line("attn_q.bias", "self_attn.q_proj.bias", "queries", _queries, when=_has_bias),
+    Line("attn_k.bias", "self_attn.k_proj.bias", "keys", _keys, when=_has_bias),
+    Line("attn_v.bias", "self_attn.v_proj.bias", "keys", when=_has_bias),
+    Line("attn_output.bias", "self_attn.o_proj.bias", "hidden", when=_has_bias),
+    FEED_FORWARD_NORM,
+)
+_PLAIN = (
+    *(replace(line, when=_is_plain) for line in FEED_FORWARD),
+    Line("ffn_gate.bias", "mlp.gate_proj.bias", "inner", when=_has_inner_bias),
+    Line("ffn_up.bias", "mlp.up_proj.bias", "inner", when=_has_inner_bias),
+    Line("ffn_down.bias", "mlp.down_proj.bias", "hidden", when=_has_inner_bias),
+)
+_FUSED = "mlp.experts.gate_up_proj"
+_EXPERT = "block_sparse_moe.experts.{expert}"
+_MIXTURE = (
+    Line("ffn_gate_inp.weight", "block_sparse_moe.gate.weight", "experts hidden",
+         when=_is_mixture, others=(("mlp.gate.weight", SAME),)),
+    Line("ffn_gate_exps.weight", f"{_EXPERT}.w1.weight", "experts inner hidden", PILED,
+         when=_is_mixture, others=((_FUSED, PartOfEach(0, 2)),)),
+    Line("ffn_up_exps.weight", f"{_EXPERT}.w3.weight", "experts inner hidden", PILED,
+         when=_is_mixture, others=((_FUSED, PartOfEach(1, 2)),)),
+    Line("ffn_down_exps.weight", f"{_EXPERT}.w2.weight", "experts hidden inner", PILED,
+         when=_is_mixture, others=(("mlp.experts.down_proj", SAME),)),
+)  # fmt: skip
+_EXPERTS = (Key("ARCH.expert_count", "num_local_experts"), EXPERTS_USED)
+_WINDOW = "ARCH.attention.sliding_window"
+"""llama.cpp does not look at it here; it is for the way back."""
+
+
+def _check(config: Config) -> None:
+    rotary.check(config, (*rotary.PLAIN, "llama3", "longrope"))
 
 
 def _metadata(config: Config) -> dict[str, Any]:
+    window = windows.window_of(config) if config.model_type != "llama" else None
     return {
-        **metadata_of(config),
-        "ARCH.attention.layer_norm_rms_epsilon": config.norm_epsilon,
+        **metadata_of(config, (*DECODER, RMS_EPSILON)),
+        **head_metadata_of(config),
+        **(metadata_of(config, _EXPERTS) if _is_mixture(config) else {}),
+        **({_WINDOW: window} if window else {}),
         "ARCH.vocab_size": int(config["vocab_size"]),
         "ARCH.rope.dimension_count": config.head_size,
-        **rotary.metadata_of(config.rope(), config.context),
+        **rotary.metadata_of(config),
     }
-
-
-def _derived(config: Config) -> dict[str, Array]:
-    return rotary.tensors_of(config, config.head_size)
 
 
 def _config(stored: Stored) -> dict[str, Any]:
-    get, shapes = stored.get, stored.shapes
-    experts = int(get("ARCH.expert_count", 0))
-    rotated = int(get("ARCH.rope.dimension_count", head_sizes(stored)[0]))
+    window = stored.get(_WINDOW)
     found = {
-        "model_type": "mixtral" if experts else "llama",
-        "architectures": ["MixtralForCausalLM" if experts else "LlamaForCausalLM"],
-        **config_of(stored),
+        **config_of(stored, (*DECODER, RMS_EPSILON)),
+        **config_of_shapes(stored),
+        "head_dim": head_size_of(stored),
         "hidden_act": "silu",
-        "rope_parameters": rotary.rope_of(get, stored.small, rotated),
+        "rope_parameters": rope_of(stored),
     }
-    if experts:
-        return {
-            **found,
-            "num_local_experts": experts,
-            "num_experts_per_tok": int(get("ARCH.expert_used_count", 2)),
-        }
-    return {
-        **found,
-        "attention_bias": "blk.0.attn_q.bias" in shapes,
-        "mlp_bias": "blk.0.ffn_gate.bias" in shapes,
-    }
+    if stored.get("ARCH.expert_count"):
+        kind, name = "mixtral", "MixtralForCausalLM"
+        found |= {**config_of(stored, _EXPERTS), "sliding_window": window}
+    elif window:
+        kind, name = "mistral", "MistralForCausalLM"
+        found |= {"sliding_window": window}
+    else:
+        kind, name = "llama", "LlamaForCausalLM"
+        found["attention_bias"] = "blk.0.attn_q.bias" in stored.shapes
+        found["mlp_bias"] = "blk.0.ffn_gate.bias" in stored.shapes
+    return {"model_type": kind, "architectures": [name], **found}
+
+
+def _notes(config: Config) -> tuple[str, ...]:
+    return windows.notes_of(config) if config.model_type != "llama" else ()
 
 
 FAMILY = Family(
     architecture="llama",
     model_types=("llama", "mistral", "mixtral"),
     classes=("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
-    entries=_entries,
+    entries=Table(OUTSIDE, (*_ATTENTION, *_PLAIN, *_MIXTURE)),
     metadata=_metadata,
     config=_config,
-    demands={"hidden_act": ("silu",), "pretraining_tp": (1,)},
-    dropped={r"rotary_emb\.inv_freq$": "computed from the configuration"},
-    derived=_derived,
+    demands={"hidden_act": SILU},
+    check=_check,
+    notes=_notes,
+    dropped=FREQUENCIES,
+    tied=TIED,
+    derived=rotary.tensors_of,
 )

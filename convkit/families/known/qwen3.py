@@ -1,0 +1,68 @@
+"""Qwen 3: queries and keys are normed, heads have a width of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convkit.families import rotary, windows
+from convkit.families.config import Config
+from convkit.families.decoder import (
+    ATTENTION,
+    FEED_FORWARD,
+    FEED_FORWARD_NORM,
+    FREQUENCIES,
+    OUTSIDE,
+    QUERY_NORMS,
+    SILU,
+    TIED,
+    config_of_shapes,
+    head_metadata_of,
+    head_size_of,
+)
+from convkit.families.family import Family, Stored
+from convkit.families.keys import DECODER, RMS_EPSILON, config_of, metadata_of
+from convkit.families.rotary_recovery import rope_of
+from convkit.families.table import Table
+
+_KEYS = (*DECODER, RMS_EPSILON)
+
+
+def _check(config: Config) -> None:
+    rotary.check(config)
+    windows.check_none(config)
+
+
+def _metadata(config: Config) -> dict[str, Any]:
+    return {
+        **metadata_of(config, _KEYS),
+        **head_metadata_of(config),
+        **rotary.metadata_of(config),
+    }
+
+
+def _config(stored: Stored) -> dict[str, Any]:
+    return {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        **config_of(stored, _KEYS),
+        **config_of_shapes(stored),
+        "head_dim": head_size_of(stored),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "rope_parameters": rope_of(stored),
+    }
+
+
+FAMILY = Family(
+    architecture="qwen3",
+    model_types=("qwen3",),
+    classes=("Qwen3ForCausalLM",),
+    entries=Table(OUTSIDE, (*ATTENTION, *QUERY_NORMS, FEED_FORWARD_NORM, *FEED_FORWARD)),
+    metadata=_metadata,
+    config=_config,
+    demands={"hidden_act": SILU, "attention_bias": (False, None)},
+    check=_check,
+    dropped=FREQUENCIES,
+    tied=TIED,
+)
