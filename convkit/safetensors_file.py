@@ -10,17 +10,16 @@ reader's (`MAX_HEADER_SIZE` in safetensors/src/tensor.rs).
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from convkit.checkpoint.ranges import RangeReader
 from convkit.errors import ModelError
 
 _LENGTH_BYTES = 8
@@ -67,7 +66,7 @@ class FileTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
-    read_at: Callable[[int, int], bytes]
+    read_at: Callable[[int, int], bytearray]
 
     @property
     def byte_count(self) -> int:
@@ -76,10 +75,7 @@ class FileTensor:
 
     def read(self, begin: int, end: int) -> memoryview:
         """Its bytes from `begin` to `end`. Raises ModelError where the file has become shorter."""
-        piece = self.read_at(self.begin + begin, end - begin)
-        if len(piece) != end - begin:
-            raise ModelError(f"The file ended in the middle of tensor '{self.name}'.")
-        return memoryview(piece)
+        return memoryview(self.read_at(self.begin + begin, end - begin))
 
 
 class SafetensorsReader:
@@ -94,25 +90,14 @@ class SafetensorsReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        try:
-            self._stream = path.open("rb", buffering=0)
-        except OSError as cause:
-            raise ModelError(f"{path} cannot be read.", why=cause.strerror or str(cause)) from cause
-        try:
-            size = os.fstat(self._stream.fileno()).st_size
-            header, data_begin = _read_header(path, self._stream, size)
+        with ExitStack() as opening:
+            file = opening.enter_context(RangeReader(path))
+            size = path.stat().st_size
+            header, data_begin = _read_header(path, file, size)
             self.metadata = _metadata_of(header)
-            self.tensors = _tensors_of(path, header, data_begin, self._read_at)
+            self.tensors = _tensors_of(path, header, data_begin, file.read)
             _check_spans(path, self.tensors, data_begin, size)
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def _read_at(self, begin: int, byte_count: int) -> bytes:
-        with self._lock:  # os.pread would need none, but Windows does not have it
-            self._stream.seek(begin)
-            return _read_fully(self._stream, byte_count)
+            self._open = opening.pop_all()
 
     def __enter__(self) -> SafetensorsReader:
         return self
@@ -123,20 +108,11 @@ class SafetensorsReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        self._open.close()
 
 
-def _read_fully(stream: io.RawIOBase, byte_count: int) -> bytes:
-    """Reads that many bytes, fewer only at the end of the file."""
-    pieces = []
-    while byte_count > 0 and (piece := stream.read(byte_count)):
-        pieces.append(piece)
-        byte_count -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _read_header(path: Path, stream: io.RawIOBase, size: int) -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(_read_fully(stream, _LENGTH_BYTES), "little")
+def _read_header(path: Path, file: RangeReader, size: int) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(file.read(0, min(size, _LENGTH_BYTES)), "little")
     if not size:
         raise ModelError(f"{path} is empty (0 bytes).")
     if size < _LENGTH_BYTES + 2 or length > min(size - _LENGTH_BYTES, _HEADER_LIMIT_BYTES):
@@ -146,7 +122,7 @@ def _read_header(path: Path, stream: io.RawIOBase, size: int) -> tuple[dict[str,
             hint="Download or save it again.",
         )
     try:
-        header = json.loads(_read_fully(stream, length))
+        header = json.loads(file.read(_LENGTH_BYTES, length))
     except (ValueError, RecursionError) as cause:
         raise ModelError(
             f"{path} is not a safetensors file.", why=f"Its header is not JSON: {cause}"
@@ -165,7 +141,7 @@ def _tensors_of(
     path: Path,
     header: Mapping[str, Any],
     data_begin: int,
-    read_at: Callable[[int, int], bytes],
+    read_at: Callable[[int, int], bytearray],
 ) -> tuple[FileTensor, ...]:
     tensors = []
     for name, entry in header.items():

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Description, Opening
+from convkit.checkpoint.adapter_settings import read_adapter_settings
+from convkit.checkpoint.folder_files import WEIGHT_NAMES, find_weight_files, read_config
+from convkit.checkpoint.quantization import Quantization, quantization_of
 from convkit.errors import (
+    ConvkitError,
     MissingRequirementError,
     ModelError,
     UnsafeError,
@@ -21,6 +26,7 @@ from convkit.formats.torch_checkpoint import (
     read_safetensors,
     require_file,
 )
+from convkit.formats.torch_huggingface_plain import as_unquantized, load_plain
 from convkit.formats.torch_lean_import import network_class, without_compiler
 from convkit.formats.torch_pickle import (
     is_pickle,
@@ -33,97 +39,22 @@ from convkit.formats.torch_unpickling import TensorHeader
 if TYPE_CHECKING:
     import torch
 
-_WEIGHT_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""In the order transformers looks for them.
-
-Source: `transformers.utils` (`SAFE_WEIGHTS_NAME` and on).
-"""
-
 
 def is_folder(path: Path) -> bool:
     """Whether a folder looks like one that `save_pretrained` wrote."""
     if not path.is_dir() or (path / "saved_model.pb").exists():
         return False
-    return (path / "config.json").is_file() or any((path / n).is_file() for n in _WEIGHT_NAMES)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The folder's `config.json`.
-
-    Raises:
-        ModelError: it is missing, no JSON object, or names neither architecture nor model type.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        raise ModelError(
-            f"{path} has weights but no config.json, so its network is unknown.",
-            hint="Copy config.json from where the weights come from, or name the network:  "
-            "convkit convert package.module:factory --weights FILE",
-        )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as cause:
-        raise ModelError(
-            f"{file} is not valid JSON.",
-            why=f"It has {file.stat().st_size} bytes; {cause}",
-            hint="Copy or download it again.",
-        ) from cause
-    if not isinstance(config, dict) or not (
-        config.get("architectures") or config.get("model_type")
-    ):
-        keys = ", ".join(list(config)[:8]) if isinstance(config, dict) else type(config).__name__
-        raise ModelError(
-            f"{file} names neither 'architectures' nor 'model_type', so its network is unknown.",
-            why=f"It holds: {keys or 'nothing'}"
-            if isinstance(config, dict)
-            else f"It is a {keys}.",
-            hint="Copy config.json from where the weights come from.",
-        )
-    return config
-
-
-def weight_files(path: Path) -> tuple[Path, ...]:
-    """The folder's weight files, every shard of them; their presence and names are checked.
-
-    Raises:
-        ModelError: there are none, the index is broken, or a shard is missing.
-        UnsafeError: the index points outside the folder.
-    """
-    name = next((name for name in _WEIGHT_NAMES if (path / name).is_file()), None)
-    if name is None:
-        names = ", ".join(sorted(p.name for p in path.iterdir())[:8])
-        raise ModelError(
-            f"{path} has no weights: neither model.safetensors nor pytorch_model.bin.",
-            why=f"It holds: {names}",
-            hint="Download the folder again, weights included.",
-        )
-    if not name.endswith(".index.json"):
-        return (path / name,)
-    shards = _shards(path / name)
-    missing = [shard for shard in shards if not (path / shard).is_file()]
-    if missing:
-        raise ModelError(
-            f"{path} lacks {len(missing)} of {len(shards)} weight shards: {missing[0]} is missing.",
-            why=[f"also missing: {shard}" for shard in missing[1:5]],
-            hint="Download the folder again.",
-            missing=missing,
-        )
-    return tuple(path / shard for shard in shards)
+    return (path / "config.json").is_file() or any((path / n).is_file() for n in WEIGHT_NAMES)
 
 
 def read_headers(path: Path, opening: Opening) -> dict[str, TensorHeader]:
     """Header of every tensor in the folder, by name; no framework is loaded.
 
     Raises:
-        ModelError, UnsafeError: see `weight_files`, `read_safetensors` and `read_pickled`.
+        ModelError, UnsafeError: see `find_weight_files`, `read_safetensors` and `read_pickled`.
     """
     headers: dict[str, TensorHeader] = {}
-    for file in weight_files(path):
+    for file in find_weight_files(path).shards:
         require_file(file)
         if file.suffix == ".safetensors":
             headers.update(read_safetensors(file))
@@ -144,28 +75,51 @@ def read_headers(path: Path, opening: Opening) -> dict[str, TensorHeader]:
 def describe_folder(path: Path, opening: Opening) -> Description:
     """Precision, parameter count and inputs from `config.json` and headers only.
 
+    Quantized weights count as the numbers they stand for, and one such layer makes the folder what
+    its method is, whatever the other tensors are.
+
     Raises:
         ModelError, UnsafeError: see `read_config` and `read_headers`.
+        UnsupportedError: there is an adapter that cannot be merged.
     """
-    from dataclasses import replace
-
     from convkit.formats.torch_huggingface_inputs import likely_inputs
 
     config = read_config(path)
-    described = describe_tensors(
-        read_headers(path, opening).values(),
-        architecture=(config.get("architectures") or [""])[0],
-        model_type=config.get("model_type", ""),
-        weight_files=[file.name for file in weight_files(path)],
-    )
+    headers = read_headers(path, opening)
+    quantization = _quantization(path, config)
+    details = {
+        "architecture": (config.get("architectures") or [""])[0],
+        "model_type": config.get("model_type", ""),
+        "weight_files": [
+            file.relative_to(path).as_posix() for file in find_weight_files(path).shards
+        ],
+    }
+    if quantization is None:
+        unread = config.get("quantization_config")
+        if isinstance(unread, Mapping):
+            details["quantization"] = str(unread.get("quant_method"))
+        described = describe_tensors(headers.values(), **details)
+    else:
+        plain = as_unquantized(headers, quantization)
+        described = describe_tensors(plain, **details, quantization=quantization.words)
+        described = replace(described, precision=quantization.precision)
+    if opening.adapter is not None:
+        described = replace(described, details={**described.details, **_adapter(opening.adapter)})
     inputs = opening.inputs or likely_inputs(config, described.precision)
     return replace(described, inputs=inputs)
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    settings = read_adapter_settings(folder)
+    trained = {"adapter_base": settings.base} if settings.base else {}
+    return {"adapter": str(folder), "adapter_rank": settings.settings.get("r"), **trained}
 
 
 def load_folder(artifact: Artifact) -> torch.nn.Module:
     """The network of a folder with its weights, in evaluation mode, caches off, local files only.
 
-    safetensors are memory-mapped, so weights cost memory only as they are touched.
+    safetensors are memory-mapped, so weights cost memory only as they are touched. Quantized
+    weights, and those that an adapter is merged into, become a plain network in float32.
 
     Raises:
         ModelError: the folder is damaged.
@@ -175,15 +129,36 @@ def load_folder(artifact: Artifact) -> torch.nn.Module:
     """
     config = read_config(artifact.path)
     read_headers(artifact.path, artifact.opening)
+    is_plain = _quantization(artifact.path, config) is None and artifact.opening.adapter is None
     found = _network_class(artifact.path, config, trust=artifact.opening.trust)
-    network = _from_pretrained(artifact, found)
+    network = _loaded(artifact, partial(_load_as_it_is if is_plain else load_plain, found))
     if getattr(network.config, "use_cache", False):
         network.config.use_cache = False
     ready: torch.nn.Module = network.eval()
     return ready
 
 
-def _from_pretrained(artifact: Artifact, kind: Any) -> Any:
+def _quantization(path: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """How the weights are quantized; None also where only transformers can read it."""
+    try:
+        return quantization_of(config, path)
+    except UnsupportedError:
+        return None
+
+
+def _load_as_it_is(kind: Any, artifact: Artifact) -> tuple[Any, dict[str, Any]]:
+    network, info = kind.from_pretrained(
+        artifact.path,
+        local_files_only=True,
+        dtype="auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told below, by name
+        **({"trust_remote_code": True} if artifact.opening.trust else {}),
+    )
+    return network, info
+
+
+def _loaded(artifact: Artifact, load: Callable[[Artifact], tuple[Any, dict[str, Any]]]) -> Any:
     import torch
     from transformers.utils import logging
 
@@ -192,14 +167,9 @@ def _from_pretrained(artifact: Artifact, kind: Any) -> Any:
     try:
         with without_compiler(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network, info = kind.from_pretrained(
-                artifact.path,
-                local_files_only=True,
-                dtype="auto",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told below, by name
-                **({"trust_remote_code": True} if artifact.opening.trust else {}),
-            )
+            network, info = load(artifact)
+    except ConvkitError:
+        raise
     except Exception as cause:
         first = (str(cause).strip().splitlines() or [""])[0]
         raise ModelError(
@@ -239,7 +209,8 @@ def _network_class(path: Path, config: Mapping[str, Any], *, trust: bool) -> Any
             hint='pip install "convkit-ml[torch]"',
         ) from cause
     names = config.get("architectures") or []
-    if names and not config.get("quantization_config"):
+    is_left_to_transformers = config.get("quantization_config") and not _quantization(path, config)
+    if names and not is_left_to_transformers:
         native = network_class(str(names[0]))
     else:
         native = getattr(transformers, str(names[0]), None) if names else None
@@ -265,20 +236,3 @@ def _network_class(path: Path, config: Mapping[str, Any], *, trust: bool) -> Any
         if near
         else "pip install --upgrade transformers",
     )
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as cause:
-        raise ModelError(
-            f"{index} is no index of weight shards.", why=f"{type(cause).__name__}: {cause}"
-        ) from cause
-    for shard in shards:
-        pure = PurePosixPath(str(shard).replace("\\", "/"))
-        if pure.is_absolute() or ".." in pure.parts:
-            raise UnsafeError(
-                f"{index} points outside its folder: {shard}", why="Nothing was read.", found=shard
-            )
-    return shards

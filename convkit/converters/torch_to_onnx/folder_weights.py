@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convkit.checkpoint.folder_files import find_weight_files
 from convkit.errors import RungSkipped
 from convkit.safetensors_file import FileTensor, SafetensorsReader
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir
 
-_INDEX = "model.safetensors.index.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
@@ -29,7 +28,7 @@ class FolderWeights:
     def __init__(self, folder: Path, rename: Rename) -> None:
         self._open = ExitStack()
         stored: dict[str, FileTensor] = {}
-        for file in _files(folder):
+        for file in find_weight_files(folder).shards:
             reader = self._open.enter_context(SafetensorsReader(file))
             stored |= {tensor.name: tensor for tensor in reader.tensors}
         self._tensors = {**stored, **rename(stored)}
@@ -96,14 +95,6 @@ def _fold_transpose(
     graph.remove(users[0], safe=False)
     value.const_value, value.shape = tensor, tensor.shape
     turned.replace_all_uses_with(value)
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    shards: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [folder / name for name in dict.fromkeys(shards.values())]
 
 
 def _array(stored: FileTensor) -> np.ndarray[Any, Any]:

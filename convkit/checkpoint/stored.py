@@ -1,0 +1,131 @@
+"""Tensors of a weights file as rows, and what all tensors have in common that are not stored so."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from convkit.checkpoint.rows import FLOATS, Array, Rows, widened
+from convkit.safetensors_file import ITEM_BYTES, StoredTensor
+
+FLOAT_DTYPES = frozenset((*FLOATS, "BF16"))
+"""Dtypes of files that `Rows` have too."""
+
+
+class Stored(Rows):
+    """A float tensor of a weights file, read by position.
+
+    Attributes:
+        is_scalar: whether its shape in the file is `()`; as rows it is (1,).
+    """
+
+    def __init__(self, tensor: StoredTensor) -> None:
+        self._tensor = tensor
+        self.is_scalar = not tensor.shape
+        self.shape = tensor.shape or (1,)
+        self.dtype = tensor.dtype
+        self._row_bytes = ITEM_BYTES[tensor.dtype] * self.row_length
+
+    def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
+        piece = self._tensor.read(begin * self._row_bytes, end * self._row_bytes)
+        return np.frombuffer(piece, np.uint8).reshape(end - begin, self._row_bytes)
+
+
+class Computed(Rows):
+    """A tensor whose float32 rows are computed from others: what is stored follows from them."""
+
+    dtype = "F32"
+
+    @abc.abstractmethod
+    def read(self, begin: int, end: int) -> Array:
+        """Rows in float32."""
+
+    def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
+        return np.ascontiguousarray(self.read(begin, end), np.float32).view(np.uint8)
+
+
+class RecentArrays:
+    """Arrays that several reads of one tensor need: those used last, within a limit of memory.
+
+    Whatever their size, those of two tensors are kept, so that neighbours can be read in turn, and
+    those that each thread used last.
+
+    Args:
+        byte_limit: the limit.
+    """
+
+    def __init__(self, byte_limit: int) -> None:
+        self._byte_limit = byte_limit
+        self._kept: OrderedDict[object, tuple[Array, ...]] = OrderedDict()
+        self._latest: WeakKeyDictionary[threading.Thread, object] = WeakKeyDictionary()
+        self._turns: dict[object, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, owner: object, make: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
+        """The arrays of `owner`, made if they are not there. Threads that want the same wait."""
+        with self._lock:
+            self._latest[threading.current_thread()] = owner
+            turn = self._turns.setdefault(owner, threading.Lock())
+        with turn:
+            with self._lock:
+                if owner in self._kept:
+                    self._kept.move_to_end(owner)
+                    return self._kept[owner]
+            made = make()
+            with self._lock:
+                self._kept[owner] = made
+                self._forget()
+            return made
+
+    def _forget(self) -> None:
+        in_use = set(self._latest.values())
+        excess = sum(map(_byte_count, self._kept.values())) - self._byte_limit
+        for owner in list(self._kept)[:-2]:
+            if excess > 0 and owner not in in_use:
+                excess -= _byte_count(self._kept.pop(owner))
+
+
+def _byte_count(arrays: tuple[Array, ...]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+class TurnedAround(Rows):
+    """A matrix turned around, held whole as it is stored while it is being read.
+
+    Args:
+        rows: the matrix.
+        recent: holds it.
+    """
+
+    def __init__(self, rows: Rows, recent: RecentArrays) -> None:
+        self._rows, self._recent = rows, recent
+        self.shape, self.dtype = rows.shape[::-1], rows.dtype
+
+    def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
+        (turned,) = self._recent.get(self, self._turn)
+        return turned[begin:end].view(np.uint8)
+
+    def _turn(self) -> tuple[Array, ...]:
+        kind = FLOATS.get(self.dtype, np.dtype(np.uint16))
+        whole = self._rows.stored(0, self._rows.row_count).view(kind)
+        return (np.ascontiguousarray(whole.T),)
+
+
+def whole(tensor: StoredTensor) -> Array:
+    """A small part of a quantized tensor: an array of its shape; floats in float32.
+
+    dtypes: F16, BF16, F32, F64, and integers of 8 to 64 bits.
+    """
+    content = tensor.read(0, tensor.byte_count)
+    if tensor.dtype in FLOAT_DTYPES:
+        return widened(np.frombuffer(content, np.uint8), tensor.dtype).reshape(tensor.shape)
+    kind = np.dtype(f"{'u' if tensor.dtype[0] == 'U' else 'i'}{ITEM_BYTES[tensor.dtype]}")
+    return np.frombuffer(content, kind.newbyteorder("<")).reshape(tensor.shape)
