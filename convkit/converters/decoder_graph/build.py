@@ -16,6 +16,7 @@ from convkit.converters.decoder_graph.call import ATTENTION_MASK, INPUT_IDS, POS
 from convkit.converters.decoder_graph.experts import mixture
 from convkit.converters.decoder_graph.fused import Fused
 from convkit.converters.decoder_graph.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph
+from convkit.converters.decoder_graph.matrices import Matrix
 from convkit.converters.decoder_graph.parts import Parts
 from convkit.converters.decoder_graph.weights import Weights, are_equal
 from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES, Streamed, write_streamed
@@ -81,6 +82,7 @@ def build(
     precision: Precision = Precision.FP32,
     attention: str = "plain",
     opset: int = 20,
+    accuracy_level: int = 4,
 ) -> Built:
     """The graph of a network, with the tensors of a checkpoint as its weights.
 
@@ -97,6 +99,9 @@ def build(
         precision: of weights, cache and logits.
         attention: `plain`, or `fused` for operators of ONNX Runtime.
         opset: of the standard operators.
+        accuracy_level: of products with block-quantized matrices: 4 rounds what they are multiplied
+            with to 8 bits per block, as llama.cpp does, 1 computes in float32, which is slow for
+            types of more than 4 bits. Source: onnxruntime, docs/ContribOperators.md, MatMulNBits.
 
     Raises:
         UsageError: there is no such attention, or the opset is too old.
@@ -107,7 +112,7 @@ def build(
         raise UsageError(f"attention is one of {', '.join(DIALECTS)}, not '{attention}'.")
     if opset < OLDEST_OPSET:
         raise UsageError(f"A language model needs opset {OLDEST_OPSET} or newer, not {opset}.")
-    graph = Graph(opset, _FLOATS[precision])
+    graph = Graph(opset, _FLOATS[precision], accuracy_level)
     weights = Weights(tensors, blueprint.unused, others)
     network = _Network(blueprint, graph, weights, DIALECTS[attention](graph, Call(graph)))
     network.build()
@@ -131,7 +136,7 @@ class _Network:
         """Adds all nodes."""
         blueprint, graph = self.blueprint, self.graph
         whole = Parts(graph, self.weights)
-        table = whole.tensor(f"{blueprint.embedding}.weight", blueprint.vocabulary, blueprint.width)
+        table = whole.matrix(f"{blueprint.embedding}.weight", blueprint.vocabulary, blueprint.width)
         with graph.scope("embedding"):
             residual = self._embed(whole, table)
         layers = blueprint.layers
@@ -149,18 +154,18 @@ class _Network:
         with graph.scope("head"):
             self._give_logits(whole, value, table)
 
-    def _embed(self, parts: Parts, table: str) -> str:
+    def _embed(self, parts: Parts, table: Matrix) -> str:
         blueprint, graph = self.blueprint, self.graph
         flat = graph.add("Reshape", INPUT_IDS, graph.ints(-1), name="tokens")
-        value = graph.add("Gather", table, flat, name="embedded", axis=0)
+        value = table.rows(graph, flat, "embedded")
         if blueprint.embedding_scale != 1.0:
             scale = graph.real(blueprint.embedding_scale, graph.float_type)
             value = graph.add("Mul", value, scale, name="scaled")
         if blueprint.positions is not None:
             name, count = blueprint.positions
-            places = parts.tensor(f"{name}.weight", count, blueprint.width)
+            places = parts.matrix(f"{name}.weight", count, blueprint.width)
             flat = graph.add("Reshape", POSITION_IDS, graph.ints(-1), name="positions")
-            place = graph.add("Gather", places, flat, name="placed", axis=0)
+            place = places.rows(graph, flat, "placed")
             value = graph.add("Add", value, place, name="with_positions")
         return value
 
@@ -201,13 +206,12 @@ class _Network:
             given = parts.normalize(given, layer.after_feed_forward, "after_feed_forward")
         return given
 
-    def _give_logits(self, parts: Parts, value: str, table: str) -> None:
+    def _give_logits(self, parts: Parts, value: str, table: Matrix) -> None:
         blueprint, graph = self.blueprint, self.graph
-        matrix = table if self._is_tied() else None
-        if matrix is None:
-            flat = parts.project(value, blueprint.head, "flat_logits")
+        if self._is_tied():
+            flat = parts.product(value, table, blueprint.head, "flat_logits")
         else:
-            flat = parts.product(value, matrix, blueprint.head, "flat_logits")
+            flat = parts.project(value, blueprint.head, "flat_logits")
         if blueprint.softcap is not None:
             flat = parts.cap(flat, blueprint.softcap, graph.float_type)
         shape = self.dialect.call.shape(blueprint.vocabulary)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from convkit.converters.decoder_graph.blueprint import Experts, FeedForward, Linear
 from convkit.converters.decoder_graph.graph import BOOL, FLOAT, INT64, Graph
+from convkit.converters.decoder_graph.matrices import Matrix, matrix_of
 from convkit.converters.decoder_graph.parts import Parts
 from convkit.converters.decoder_graph.weights import slab
 
@@ -127,11 +128,11 @@ def _one_of_stack(parts: Parts, value: str, experts: Experts, number: int) -> st
     return parts.product(gated, down, expert.down, "down")
 
 
-def _slab(parts: Parts, name: str, shape: tuple[int, int, int], number: int) -> str:
+def _slab(parts: Parts, name: str, shape: tuple[int, int, int], number: int) -> Matrix:
     found, rows = parts.weights.take(f"{parts.prefix}{name}", shape)
     begin = number * shape[1]
     part = slab(rows, begin, begin + shape[1])
-    return parts.initializer(f"{found}.{number}", part, found, f"matrix {number}")
+    return matrix_of(parts.graph, f"{found}.{number}", part, found, f"matrix {number}")
 
 
 def _numbered(linear: Linear, number: int) -> Linear:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FLOAT, INT32, INT64, BOOL, FLOAT16, BFLOAT16 = 1, 6, 7, 9, 10, 16
+FLOAT, UINT8, INT32, INT64, BOOL, FLOAT16, BFLOAT16 = 1, 2, 6, 7, 9, 10, 16
 """Source: onnx.proto, TensorProto.DataType."""
 
 MICROSOFT = "com.microsoft"
@@ -30,6 +30,7 @@ class Graph:
     Attributes:
         opset: of the standard operators.
         float_type: of weights, caches and logits.
+        accuracy_level: of products with block-quantized matrices.
         nodes: in order.
         constants: small initializers.
         weights: large ones, by name.
@@ -39,6 +40,7 @@ class Graph:
 
     opset: int
     float_type: int
+    accuracy_level: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
     weights: dict[str, Streamed] = field(default_factory=dict)
@@ -101,6 +103,10 @@ class Graph:
     def real(self, value: float, float_type: int = FLOAT) -> str:
         """A constant number without axes."""
         return self._constant(np.array(value, np.float32), f"{value:.6g}", float_type)
+
+    def byte(self, value: int) -> str:
+        """A constant uint8 without axes."""
+        return self._constant(np.array(value, np.uint8), f"byte_{value}")
 
     def floats(self, values: Any, name: str) -> str:
         """A constant float32 array."""

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from convkit.checkpoint.rows import Rows
 from convkit.converters.decoder_graph.blueprint import FeedForward, Linear, Norm
 from convkit.converters.decoder_graph.graph import FLOAT, Graph
+from convkit.converters.decoder_graph.matrices import Matrix, matrix_of
 from convkit.converters.decoder_graph.weights import Weights, streamed
 from convkit.errors import UnsupportedError
 
@@ -42,28 +42,26 @@ class Parts:
     def tensor(self, name: str, *shape: int) -> str:
         """A float tensor of the checkpoint as an initializer."""
         found, rows = self.weights.take(f"{self.prefix}{name}", shape)
-        return self.initializer(found, rows)
+        weight, change = streamed(found, rows, self.graph.float_type)
+        return self.graph.weight(weight, found, change)
 
-    def initializer(self, name: str, rows: Rows, source: str = "", how: str = "") -> str:
-        """A float tensor as an initializer; `source` and `how` say where it is from."""
-        weight, change = streamed(name, rows, self.graph.float_type)
-        told = ", ".join(filter(None, (how, change)))
-        return self.graph.weight(weight, source or name, told)
+    def matrix(self, name: str, outputs: int, inputs: int, *, is_turned: bool = False) -> Matrix:
+        """A matrix of the checkpoint, packed where it is block-quantized."""
+        shape = (inputs, outputs) if is_turned else (outputs, inputs)
+        found, rows = self.weights.take(f"{self.prefix}{name}", shape)
+        return matrix_of(self.graph, found, rows, found, is_turned=is_turned)
 
     def project(self, value: str, linear: Linear, name: str) -> str:
         """The value times a matrix, plus the bias."""
-        shape = (
-            (linear.inputs, linear.outputs) if linear.is_turned else (linear.outputs, linear.inputs)
+        matrix = self.matrix(
+            f"{linear.name}.weight", linear.outputs, linear.inputs, is_turned=linear.is_turned
         )
-        matrix = self.tensor(f"{linear.name}.weight", *shape)
         return self.product(value, matrix, linear, name)
 
-    def product(self, value: str, matrix: str, linear: Linear, name: str) -> str:
+    def product(self, value: str, matrix: Matrix, linear: Linear, name: str) -> str:
         """As `project`, with the matrix given."""
-        inputs = [value, matrix]
-        if linear.has_bias:
-            inputs.append(self.tensor(f"{linear.name}.bias", linear.outputs))
-        return self.graph.add("Gemm", *inputs, name=name, transB=int(not linear.is_turned))
+        bias = self.tensor(f"{linear.name}.bias", linear.outputs) if linear.has_bias else ""
+        return matrix.product(self.graph, value, bias, name)
 
     def normalize(self, value: str, norm: Norm, name: str) -> str:
         """The norm over the last axis; (..., heads, width) where each head has its own weight."""
