@@ -86,9 +86,10 @@ def _vocabulary(folder: Path, settings: FolderSettings) -> _Vocabulary:
     if not files:
         names = ", ".join(" with ".join(names) for names in _FILES)
         raise ModelError(
-            f"{folder} holds no tokenizer.",
+            f"There is no tokenizer in {folder.resolve()}.",
             why=f"Looked for: {names}",
-            hint="Copy the tokenizer files from where the model comes from.",
+            hint="Copy the tokenizer files from where the model comes from. "
+            "A conversion into a folder brings them along:  -o FOLDER",
         )
     file = folder / files[0]
     if files[0] == "tokenizer.model":

@@ -194,7 +194,7 @@ def test_examples_are_rows_of_text_where_there_is_a_tokenizer(folder: Path) -> N
     with opened(folder) as runner:
         feeds = runner.example(sizes, 0)
         assert 0 <= feeds["input_ids"].min() <= feeds["input_ids"].max() < VOCABULARY_SIZE
-        with pytest.raises(ModelError, match="holds no tokenizer"):
+        with pytest.raises(ModelError, match="There is no tokenizer in"):
             runner.encode("text")
 
 

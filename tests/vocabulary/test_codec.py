@@ -155,7 +155,7 @@ def test_sentencepiece_that_is_missing_is_named(
         ("tokenizer.json", "{", "is no tokenizer"),
         ("tokenizer.json", '{"version": "1.0"}', "is no tokenizer"),
         ("tokenizer.model", "tiktoken 1", "is no tokenizer"),
-        ("notes.txt", "", "holds no tokenizer"),
+        ("notes.txt", "", "There is no tokenizer in"),
     ],
 )
 def test_a_folder_without_a_usable_tokenizer_says_so(
