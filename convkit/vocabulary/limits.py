@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from convkit.vocabulary.folder import TokenizerFolder
-from convkit.vocabulary.pre_tokenizers import flattened, matched
+from convkit.vocabulary.pre_tokenizers import cutting_alike, flattened
 from convkit.vocabulary.sentence_piece import spaces_of
 from convkit.vocabulary.tokens import SPACE
 
@@ -56,7 +56,7 @@ def _of_bytes(folder: TokenizerFolder) -> Iterator[Limit]:
             lambda text: not unicodedata.is_normalized("NFC", text),
         )
     # Where expressions tell \p{Lu}, \p{Ll} and \p{M} apart, llama.cpp's tell A-Z from a-z.
-    if matched(folder.tokenizer).cases_are_ascii:
+    if any(row.cases_are_ascii for row in cutting_alike(folder.tokenizer)):
         yield Limit(
             "llama.cpp cuts combining marks off their letters where this tokenizer does not: text "
             "in Hindi, Thai and other scripts that have them becomes more tokens.",

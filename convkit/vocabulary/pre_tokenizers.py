@@ -60,8 +60,7 @@ def matched(tokenizer: Json) -> PreTokenizer:
         UnsupportedError: none does; the nearest is named with what differs.
     """
     _check_normalizer(tokenizer.get("normalizer"))
-    steps = _steps_of(tokenizer.get("pre_tokenizer"))
-    rows = [row for row in TABLE if row.steps == steps]
+    rows = cutting_alike(tokenizer)
     ignores_merges = bool(tokenizer["model"].get("ignore_merges"))
     for row in rows:
         if row.ignores_merges == ignores_merges:
@@ -75,7 +74,13 @@ def matched(tokenizer: Json) -> PreTokenizer:
             "this tokenizer.json says the opposite (model.ignore_merges).",
             why="It matters here: there are tokens that their own merges do not lead to.",
         )
-    raise _unmatched(steps)
+    raise _unmatched(_steps_of(tokenizer.get("pre_tokenizer")))
+
+
+def cutting_alike(tokenizer: Json) -> list[PreTokenizer]:
+    """The rows that cut as a `tokenizer.json` does, whatever they do to tokens."""
+    steps = _steps_of(tokenizer.get("pre_tokenizer"))
+    return [row for row in TABLE if row.steps == steps]
 
 
 def preferred(row: PreTokenizer, model_type: str) -> str:

@@ -23,6 +23,9 @@ _BARE, _ENCLOSED, _AS_TEXT, _ENCLOSED_AS_TEXT = (
     (False, True), (True, True), (False, False), (True, False)
 )  # fmt: skip
 
+_FOUND_ANYWAY = frozenset(("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"))
+"""Tokens that llama.cpp finds in text whatever a file says. Source: src/llama-vocab.cpp."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -75,8 +78,12 @@ def _of_tokenizers(folder: TokenizerFolder) -> Reference:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return [*ends[0], *ids, *ends[1]] if is_enclosed else list(ids)
 
-    # What only llama.cpp takes for control tokens differs where control tokens are not looked for.
-    differ = any(looks_special(token.text) and not token.is_special for token in added.values())
+    # What llama.cpp alone takes for control tokens, or for none, differs where they are not looked
+    # for.
+    differ = any(
+        token.text in _FOUND_ANYWAY or (looks_special(token.text) and not token.is_special)
+        for token in added.values()
+    )
     return Reference(
         library="tokenizers",
         encode=encode,

@@ -10,7 +10,7 @@ Source: llama.cpp, `conversion/base.py` (`_create_vocab_sentencepiece`) and `src
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,23 +146,22 @@ def _scores_of_merges(model: Json, folder: TokenizerFolder) -> dict[str, float]:
     """Text -> a score that merges as the merges do."""
     scores: dict[str, float] = {}
     pairs = list(merge_pairs(model["merges"]))
+    added = {token.text for token in folder.added_tokens.values()}
     previous = ""
     for rank, (left, right) in enumerate(pairs):
         text = left + right
+        if text in added:  # found in text before anything is merged
+            continue
         if text != previous and text in scores:
             raise _not_by_score(folder, f"The merges that make {text!r} stand apart.")
         scores.setdefault(text, -float(rank))
         previous = text
-    _check_all_ways(model["vocab"], set(pairs), folder)
+    _check_all_ways(model["vocab"].keys() - added, set(pairs), folder)
     return scores
 
 
-def _check_all_ways(
-    vocabulary: Mapping[str, int], pairs: set[tuple[str, str]], folder: TokenizerFolder
-) -> None:
+def _check_all_ways(texts: Set[str], pairs: set[tuple[str, str]], folder: TokenizerFolder) -> None:
     """llama.cpp merges any two neighbours that make a token; so must the merges."""
-    added = {token.text for token in folder.added_tokens.values()}
-    texts = vocabulary.keys() - added
     for text in texts:
         for place in range(1, len(text)):
             left, right = text[:place], text[place:]

@@ -146,3 +146,16 @@ def test_runs_of_spaces_that_were_added_are_found_alike(tmp_path: Path) -> None:
     folder = saved(tmp_path / "folder", tokenizer)
     found = vocabulary.of_folder(folder, {})
     assert vocabulary.prove(folder, vocabulary_file(tmp_path / "vocabulary.gguf", found))
+
+
+def test_tokens_llama_cpp_finds_whatever_a_file_says_do_not_fail_the_proof(tmp_path: Path) -> None:
+    tokenizer = byte_level(WORDS_OF_BYTES)
+    entry = added_entry(len(tokenizer["model"]["vocab"]), "<|channel|>", is_special=True)
+    tokenizer["added_tokens"].append(entry)
+    folder = saved(tmp_path / "folder", tokenizer)
+    found = vocabulary.of_folder(folder, {})
+    file = vocabulary_file(tmp_path / "vocabulary.gguf", found)
+    assert vocabulary.prove(folder, file)
+    with LlamaModel(file, vocab_only=True) as model:
+        ids = model.tokenize("<|channel|>", add_special=False, parse_special=False)
+    assert ids == [entry["id"]]

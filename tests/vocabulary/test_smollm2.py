@@ -49,7 +49,7 @@ def test_the_folder_and_the_file_split_alike(folder: Path, gguf: Path) -> None:
     assert said.startswith("The tokenizer is proven")
 
 
-def test_transformers_and_llama_cpp_split_alike(folder: Path, gguf: Path) -> None:
+def test_transformers_and_llama_cpp_split_alike(folder: Path, gguf: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -62,3 +62,6 @@ def test_transformers_and_llama_cpp_split_alike(folder: Path, gguf: Path) -> Non
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (2, 0)
     assert tokenizer.chat_template == template
+    tokenizer.save_pretrained(tmp_path)
+    again = vocabulary.of_folder(tmp_path, CONFIG)
+    assert again.metadata() == vocabulary.of_folder(folder, CONFIG).metadata()
