@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,19 +104,12 @@ def _measurement(
     }
 
     def take(text: Path, most_pieces: int | None, work: Work) -> Importance:
-        from convkit.converters.torch_importance import measured
+        from convkit.converters.torch_importance import measured, pieces_of
         from convkit.vocabulary.codec import Codec
 
-        return measured(
-            work.load(source),
-            Codec(source.path),
-            family,
-            config,
-            inside,
-            text,
-            work.progress,
-            most_pieces=most_pieces,
-        )
+        pieces = pieces_of(Codec(source.path), text, config.context)[:most_pieces]
+        found = measured(work.load(source), pieces, family, config, inside, work.progress)
+        return replace(found, datasets=(text.name,))
 
     return Measurement(frozenset(inside), take)
 

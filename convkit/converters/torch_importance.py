@@ -19,64 +19,63 @@ from convkit.errors import ModelError, SamplesError, UnsupportedError
 from convkit.families.mapping import source_of
 from convkit.ggml.importance import Importance, SquaredInputs
 from convkit.step import Progress
-from convkit.vocabulary.codec import Codec
 
 if TYPE_CHECKING:
     from convkit.families.config import Config
     from convkit.families.family import Family
+    from convkit.vocabulary.codec import Codec
 
 PIECE_TOKENS = 512
 _LEAST_PIECES = 2
+_WORDS = "measuring importance, pieces of text"
 
 
 def measured(
     network: Any,
-    codec: Codec,
+    pieces: Sequence[Sequence[int]],
     family: Family,
     config: Config,
     shapes: Mapping[str, tuple[int, ...]],
-    text: Path,
     progress: Progress,
-    *,
-    most_pieces: int | None = None,
 ) -> Importance:
-    """Runs a network over a text and sums up what enters its weights.
+    """Runs a network over pieces of text and sums up what enters its weights.
 
     Args:
         network: of transformers, in evaluation mode.
-        codec: of its folder.
+        pieces: token ids, each read for itself.
         family: of the model.
         config: of the model.
         shapes: of the tensors in GGUF that are asked for, by name: matrices of the layers.
-        text: in UTF-8.
         progress: hears how far it is.
-        most_pieces: how many pieces of the text are read at most; None: all of it.
 
     Raises:
-        SamplesError: the text cannot be read, or is too short.
         UnsupportedError: the network does not hold a weight as transformers' own does.
         ModelError: numbers overflow in the network.
     """
     import torch
 
-    pieces = pieces_of(codec, text, min(PIECE_TOKENS, config.context))[:most_pieces]
     entering = {name: Inputs(shape) for name, shape in shapes.items()}
-    body = network.base_model  # no scores of tokens: only the layers matter
+    layers = network.base_model  # without scores for tokens, which no layer depends on
     with ExitStack() as watched, torch.inference_mode():
         for name, modules in _modules(network, family, config, entering).items():
             for number, (module, weight) in enumerate(modules):
                 handle = watch(module, weight, entering[name], number)
                 watched.callback(handle.remove)
         for done, piece in enumerate(pieces):
-            progress("measuring importance, pieces of text", done, len(pieces))
-            body(input_ids=torch.tensor([piece]))
-    progress("measuring importance, pieces of text", len(pieces), len(pieces))
+            progress(_WORDS, done, len(pieces))
+            layers(input_ids=torch.tensor([piece]))
+    progress(_WORDS, len(pieces), len(pieces))
     entries = {name: _summed(name, inputs) for name, inputs in entering.items()}
-    return Importance(entries, (text.name,), len(pieces), len(pieces[0]))
+    return Importance(entries, chunk_count=len(pieces), chunk_size=len(pieces[0]))
 
 
-def pieces_of(codec: Codec, text: Path, length: int) -> list[list[int]]:
-    """The tokens of a text in pieces of a length, each of which begins and ends as a text does.
+def pieces_of(codec: Codec, text: Path, context: int) -> list[list[int]]:
+    """The tokens of a text in pieces of one length, each of which begins and ends as a text does.
+
+    Args:
+        codec: of the model.
+        text: in UTF-8.
+        context: tokens that the model takes at most.
 
     Raises:
         SamplesError: the text cannot be read, or is too short.
@@ -85,6 +84,7 @@ def pieces_of(codec: Codec, text: Path, length: int) -> list[list[int]]:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
         raise SamplesError(f"{text} cannot be read as a text.", why=str(cause)) from cause
+    length = min(PIECE_TOKENS, context)
     tokens = [*codec.beginning, *codec.encode(content)]
     begins = range(0, len(tokens) - length + 1, length)
     if len(begins) < _LEAST_PIECES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from convkit.artifact import Artifact
 from convkit.errors import UsageError
 from convkit.ggml.calibration import Measuring, calibrated
 from convkit.ggml.file import GgufFile
-from convkit.ggml.mixture import choose_types, is_quantizable
+from convkit.ggml.mixture import choose_types, is_quantizable, quantizer_order
 from convkit.ggml.mixture_overrides import parse_override
 from convkit.ggml.mixture_rules import ModelFacts
 from convkit.ggml.model import GgufModel, Output
@@ -66,7 +66,7 @@ def requantized(
         importance=names,
     )
     outputs = (replace(tensor, kind=kinds[tensor.name]) for tensor in model.tensors)
-    return replace(model, tensors=tuple(outputs), notes=(*losses, *model.notes))
+    return replace(model, tensors=_sorted(outputs), notes=(*losses, *model.notes))
 
 
 def _losses(model: GgufModel, scheme: Scheme, work: Work) -> list[str]:
@@ -99,6 +99,11 @@ def _titled(model: GgufModel, scheme: Scheme) -> GgufModel:
     return replace(model, metadata={**kept, **said})
 
 
+def _sorted(outputs: Iterable[Output]) -> tuple[Output, ...]:
+    """As llama-quantize sorts them."""
+    return tuple(sorted(outputs, key=lambda output: quantizer_order(output.name)))
+
+
 def as_float(model: GgufModel, work: Work, scheme: str) -> GgufModel:
     """The model with its weights in a floating type; quantized ones are unpacked.
 
@@ -109,7 +114,7 @@ def as_float(model: GgufModel, work: Work, scheme: str) -> GgufModel:
         replace(tensor, kind=chosen.default if is_quantizable(tensor) else tensor.kind)
         for tensor in model.tensors
     )
-    return replace(_titled(model, chosen), tensors=tuple(_widest(outputs)))
+    return replace(_titled(model, chosen), tensors=_sorted(_widest(outputs)))
 
 
 def _widest(outputs: Iterator[Output]) -> Iterator[Output]:
