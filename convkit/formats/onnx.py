@@ -14,7 +14,6 @@ from typing import Any
 from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.formats import onnx_folder
 from convkit.formats.onnx_header import Header, is_onnx, read_header
-from convkit.formats.onnx_language_graph import language_details, language_graph
 from convkit.formats.onnx_tensor import TensorHeader
 from convkit.formats.onnx_types import ANY_RANK
 from convkit.onnx_external import check_external
@@ -57,6 +56,8 @@ def _describe(path: Path, opening: Opening) -> Description:
         ModelError: truncated, empty, damaged, or its data files are missing or too short.
         UnsafeError: a data file lies outside the model's folder.
     """
+    from convkit.formats.onnx_language_graph import language_details, language_graph
+
     file, folder = onnx_folder.graph_file(path), onnx_folder.text_folder(path)
     header = read_header(file)
     data_files = check_external(file, header.initializers)
