@@ -56,7 +56,7 @@ def _byte_level(folder: TokenizerFolder, model_type: str) -> Json:
             f"AutoTokenizer.from_pretrained('{folder.path}').save_pretrained('{folder.path}')\"",
         )
     vocabulary = folder.json("vocab.json")
-    lines = folder.text("merges.txt").splitlines()
+    lines = folder.text("merges.txt").replace("\r", "").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(merge) != 2 for merge in merges):
         raise ModelError(f"{folder.path / 'merges.txt'} is damaged: a line is no pair.")

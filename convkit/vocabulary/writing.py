@@ -165,6 +165,8 @@ def _byte_level(vocabulary: Vocabulary) -> Json:
 
 
 def _byte_merges(vocabulary: Vocabulary, numbers: Mapping[str, int]) -> list[tuple[str, str]]:
+    if not vocabulary.merges:
+        raise ModelError("The GGUF file has no tokenizer.ggml.merges, so bytes cannot be merged.")
     merges: list[tuple[str, str]] = []
     for merge in vocabulary.merges:
         place = merge.find(" ", 1)  # a part may begin with a space

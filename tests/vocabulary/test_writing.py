@@ -72,6 +72,7 @@ def test_a_templates_name_cannot_lead_out_of_the_folder(entries: dict[str, Any])
         ({"tokens": "abc"}, ModelError, "is no list"),
         ({"tokens": [1, 2]}, ModelError, "list of int, not str"),
         ({"token_type": [1, 1]}, ModelError, "2 entries in tokenizer.ggml.token_type"),
+        ({"merges": []}, ModelError, "has no tokenizer.ggml.merges"),
         ({"merges": ["a"]}, ModelError, "merges 'a'"),
         ({"merges": ["a zzz"]}, ModelError, "merges 'a zzz'"),
         ({"model": "llama", "scores": []}, UnsupportedError, "0 tokens for bytes"),
