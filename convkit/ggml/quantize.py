@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-_FLOATS = ("F32", "F16", "BF16")
+_HALVES = ("F16", "BF16")
 
 
 class NotFiniteError(ValueError):
@@ -44,10 +44,12 @@ def quantize(rows: Array, kind: GgmlType, importance: Array | None = None) -> Ar
         raise ValueError(
             f"Rows of {length} elements do not divide into blocks of {kind.block_length} ({kind})."
         )
-    if kind.name in _FLOATS:
-        return _floats(rows, kind)
     if not rows.size:
         return np.empty((rows.shape[0], kind.row_bytes(length)), np.uint8)
+    if kind.name == "F32":
+        return rows.view(np.uint8)
+    if kind.name in _HALVES:
+        return _halves(rows, kind)
     _require_finite(rows, kind)
     importance = _checked(importance, length)
     kernel = kernels.find(kind, is_important=importance is not None)
@@ -57,19 +59,20 @@ def quantize(rows: Array, kind: GgmlType, importance: Array | None = None) -> Ar
 
 
 def implementation(kind: GgmlType, *, is_important: bool) -> str:
-    """What quantizes to a type here: `numpy`, `vectors` (our kernels), `libggml`, or `nothing`."""
-    if kind.name in _FLOATS:
-        return "numpy"
+    """What quantizes to a type here: `vectors` (our kernels), `libggml`, `numpy` or `nothing`."""
     if kernels.find(kind, is_important=is_important) is not None:
         return "vectors"
+    if kind.name in ("F32", *_HALVES):
+        return "numpy"
     found = library.find()
     return "libggml" if found is not None and found.can_quantize_to(kind) else "nothing"
 
 
-def _floats(rows: Array, kind: GgmlType) -> Array:
-    """Rows as F32, F16 or BF16, rounded to nearest, ties to even; NaNs become quiet ones."""
-    if kind.name == "F32":
-        return rows.view(np.uint8)
+def _halves(rows: Array, kind: GgmlType) -> Array:
+    """Rows as F16 or BF16, rounded to nearest, ties to even; NaNs become quiet ones."""
+    kernel = kernels.find(kind, is_important=False)
+    if kernel is not None and rows.shape[1] % kernels.FLOATING_BLOCK == 0:
+        return kernel(rows)
     is_nan = np.isnan(rows)
     if kind.name == "F16":
         with np.errstate(over="ignore"):

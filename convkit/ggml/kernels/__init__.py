@@ -30,7 +30,11 @@ _MODULES = {
     "Q4_0": "short_blocks", "Q4_1": "short_blocks", "Q5_0": "short_blocks", "Q5_1": "short_blocks",
     "Q8_0": "short_blocks", "Q2_K": "with_minimum", "Q4_K": "with_minimum", "Q5_K": "with_minimum",
     "Q3_K": "signed", "Q6_K": "signed", "IQ4_NL": "nonlinear", "IQ4_XS": "nonlinear",
+    "F16": "floating", "BF16": "floating",
 }  # fmt: skip
+
+FLOATING_BLOCK = 16
+"""F16 and BF16 are converted by so many elements: their rows must be multiples of it here."""
 
 _WEIGHED_BY_ROW = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1"))
 
@@ -59,18 +63,18 @@ class Quantizer:
         """Quantizes rows: uint8 (rows, bytes of a row).
 
         Args:
-            rows: float32 (rows, length), contiguous; the length is a multiple of the block's.
+            rows: float32 (rows, length), contiguous, not empty; the length is a multiple of the
+                block's, and of FLOATING_BLOCK.
             importance: float32 (length,), contiguous, if this is for one.
         """
         count, length = rows.shape
         out = np.empty((count, self._kind.row_bytes(length)), np.uint8)
         variances = None
-        if rows.size and self._mean_squares:
+        if self._mean_squares:
             variances = np.empty(-(-count // 16) * 16, np.float32)
             self._mean_squares(rows, None, variances, None, count, length)
-        if rows.size:
-            block = self._kind.block_length
-            self._kernel(rows, importance, variances, out, rows.size // block, length // block)
+        block = max(self._kind.block_length, FLOATING_BLOCK)
+        self._kernel(rows, importance, variances, out, rows.size // block, length // block)
         return out
 
 
@@ -91,11 +95,11 @@ def find(kind: GgmlType, *, is_important: bool) -> Quantizer | None:
 
 
 def _tested(kind: GgmlType, is_important: bool) -> Quantizer | None:
-    # Where LLVM cannot serve, as the package is missing, does not know the processor, or the system
-    # forbids new code, ggml's own code does.
+    # Where LLVM cannot serve, as the package is missing or older than 0.44, does not know the
+    # processor, or the system forbids new code, ggml's own code does.
     try:
         quantizer = Quantizer(kind, is_important)
-    except (ImportError, OSError, RuntimeError):
+    except (ImportError, AttributeError, OSError, RuntimeError):
         return None
     return quantizer if has_known_answer(quantizer, kind.name, is_important) else None
 

@@ -28,13 +28,17 @@ class Lanes:
         body: what is built.
         tile: their elements.
         importance: from where each block's begins.
-        row_variance: the mean square of each block's row, as the kernel was given it.
+        variances: where the mean square of each block's row lies.
     """
 
     body: Body
     tile: Tile[Floats]
     importance: list[Elements]
-    row_variance: Floats
+    variances: list[Elements]
+
+    def row_variance(self) -> Floats:
+        """The mean square of each block's row, as the kernel was given it."""
+        return gathered(self.variances)
 
     def square_sum(self, first: Whole, length: int) -> Floats:
         """The sum of squares of `length` elements."""
@@ -108,15 +112,15 @@ def quantize_blocks(
             arguments.importance.from_element(number % arguments.row_blocks * length)
             for number in numbers
         ]
-        variance = gathered(
-            [arguments.variances.from_element(each // arguments.row_blocks) for each in numbers]
-        )
+        variances = [
+            arguments.variances.from_element(number // arguments.row_blocks) for number in numbers
+        ]
         with body.loop(0, length, LANES) as i:
             for k, vector in enumerate(turned(blocks, i)):
                 tile[i + k] = vector
         heads = {
             place: (_by_block(body, rows), len(rows))
-            for place, rows in settle(Lanes(body, tile, importance, variance)).items()
+            for place, rows in settle(Lanes(body, tile, importance, variances)).items()
         }
         with body.loop(0, (arguments.count - first).at_most(LANES)) as lane:
             number = first + lane

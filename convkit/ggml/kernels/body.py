@@ -214,6 +214,12 @@ class Bytes:
         place = self.from_byte(index).pointer
         self.builder.store(narrow, self.builder.bitcast(place, narrow.type.as_pointer()), align=1)
 
+    def write_pairs(self, index: Whole, values: Ints) -> None:
+        """Writes the lowest 16 bits of each lane, the lower byte first."""
+        narrow = self.builder.trunc(values.raw, vector_of(ir.IntType(16)))
+        place = self.from_byte(index).pointer
+        self.builder.store(narrow, self.builder.bitcast(place, narrow.type.as_pointer()), align=1)
+
     def write_mask(self, index: Whole, mask: Mask) -> None:
         """Writes two bytes, a bit for each lane, the first lane's lowest."""
         packed = self.builder.bitcast(mask.raw, ir.IntType(LANES))

@@ -51,6 +51,8 @@ _CHECKSUMS = {
     "Q6_K": (0x4B541ED1, 0xB8D7B559),
     "IQ4_NL": (0x71E507C1, 0xE2848EF0),
     "IQ4_XS": (0x35D6880F, 0x094863CF),
+    "F16": (0x8C7E9041, 0x8C7E9041),
+    "BF16": (0xE267C1AC, 0xE267C1AC),
 }
 """Type -> CRC-32 of what is stored, without and with an importance."""
 

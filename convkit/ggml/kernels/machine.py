@@ -6,6 +6,7 @@ Source: llvmlite's documentation, "LLVM binding layer".
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 64  # a vector, and a line of the cache
 _compiling = threading.Lock()
+
+# What computes with floats on Windows refers to this symbol of C's runtime, and to its value never.
+_FLOATS_USED = "_fltused"
+_floats_used = ctypes.c_int(0)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ def _module(name: str, build: Callable[[Body, Arguments], None]) -> tuple[str, i
 def _target() -> Any:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
+    if sys.platform == "win32" and not binding.address_of_symbol(_FLOATS_USED):
+        binding.add_symbol(_FLOATS_USED, ctypes.addressof(_floats_used))
     return binding.Target.from_default_triple()
 
 

@@ -47,7 +47,7 @@ def _signed(
 
     def settle(lanes: Lanes) -> Heads:
         if is_important:
-            lanes.weigh(0, weights, _LENGTH, lanes.row_variance)
+            lanes.weigh(0, weights, _LENGTH, lanes.row_variance())
             found = signed_scale(body, lanes.tile, weights, _LENGTH, middle)
             factors[0] = found.factor
             return {0: half_bytes(to_half(found.scale))}
@@ -80,7 +80,7 @@ def _with_minimum(
 
     def settle(lanes: Lanes) -> Heads:
         if is_important:
-            lanes.weigh(0, weights, _LENGTH, lanes.row_variance)
+            lanes.weigh(0, weights, _LENGTH, lanes.row_variance())
             candidates = Candidates(top, -0.9, 0.05, 36)
             found = affine_scale(body, lanes.tile, weights, levels, _LENGTH, candidates)
             factors[0], offsets[0] = found.factor, found.offset
