@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,12 +51,14 @@ class FolderModel:
         files: path in the folder -> text (configuration, tokenizer).
         notes: sentences for the report.
         shard_bytes: see `SHARD_BYTES`.
+        finish: what is to be done with the written folder: (folder, what takes notes).
     """
 
     tensors: Mapping[str, Target]
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
     shard_bytes: int = SHARD_BYTES
+    finish: tuple[Callable[[Path, Callable[[str], None]], None], ...] = ()
 
     @cached_property
     def shards(self) -> dict[str, _Shard]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Precision
@@ -18,6 +20,9 @@ from convkit.ggml.header import Header
 
 _DTYPES = {Precision.FP16: "F16", Precision.BF16: "BF16"}
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TRANSFORMERS = "5.0.0"
+"""The generation whose spelling is written; transformers doubts older tokenizers of some models."""
+
 _POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _ROLES = ("bos", "eos", "padding")
 
@@ -38,11 +43,20 @@ def folder_model(file: GgufFile, precision: Precision) -> FolderModel:
     config = config_of(family, file)
     mapped = mapping.to_torch(family, Config(config), file.tensors)
     targets, dtype, notes = _targets(mapped.tensors, _DTYPES.get(precision, "F32"))
-    config["dtype"] = _NAMES[dtype]
+    config |= {"dtype": _NAMES[dtype], "transformers_version": _TRANSFORMERS}
     files = {"config.json": _json(config), **_tokenizer(header)}
     if not family.gives_embeddings:
         files["generation_config.json"] = _json(_token_ids(header))
-    return FolderModel(targets, files, notes)
+    finish = (functools.partial(_prove, header.path),) if "tokenizer.json" in files else ()
+    return FolderModel(targets, files, notes, finish=finish)
+
+
+def _prove(source: Path, folder: Path, note: Callable[[str], None]) -> None:
+    """Sees to it that the folder's tokenizer makes the same tokens of a text as llama.cpp does."""
+    from convkit.vocabulary import prove
+
+    for text in prove(folder, source):
+        note(text)
 
 
 def config_of(family: Family, file: GgufFile) -> dict[str, Any]:

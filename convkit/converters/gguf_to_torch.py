@@ -19,6 +19,8 @@ def _sink(model: Any, out: Path, work: Work) -> None:
         work.progress("writing tensors", done, total, "B")
 
     write_folder(model, out, progress)
+    for finish in model.finish:
+        finish(out, work.note)
 
 
 @streaming_converter(
