@@ -21,6 +21,8 @@ from convkit.step import Work
 
 _LEGACY = ".dat"
 _MATRIX_SUFFIXES = (_LEGACY, ".imatrix")
+_SOME = 1
+"""Pieces of a text, before it is known how many; every number takes the same room."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def calibrated(
         )
     _check(path, measuring, work)
     names = model.importance.names
-    expected = _said(_name_of(measuring), (path.name,), len(names), 0)
+    expected = _said(_name_of(measuring), (path.name,), len(names), _SOME)
     model = replace(
         model,
         metadata={**model.metadata, **expected},
@@ -153,6 +155,6 @@ def _said(
         **({"quantize.imatrix.file": file} if file else {}),
         **({"quantize.imatrix.dataset": ", ".join(datasets)} if datasets else {}),
         "quantize.imatrix.entries_count": entry_count,
-        "quantize.imatrix.chunks_count": chunk_count,
+        **({"quantize.imatrix.chunks_count": chunk_count} if chunk_count else {}),
     }
     return {key: typed(value) for key, value in said.items()}

@@ -7,6 +7,7 @@ the type they are to have, and writes them to their place.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -150,6 +151,7 @@ def _quantized(tensor: Output, begin: int, end: int) -> Array:
 
     values = tensor.rows.read(begin, end)
     try:
+        _require_range(tensor, values)
         if tensor.importance is None:
             return quantize(values, tensor.kind)
         return _quantized_by_matrix(tensor, values, begin)
@@ -159,6 +161,32 @@ def _quantized(tensor: Output, begin: int, end: int) -> Array:
             why=f"Rows {begin} to {end}: {cause}",
             hint="Are the weights damaged, or was training cut off after it diverged?",
         ) from cause
+
+
+_INFINITE_FROM = {"F16": 65520.0, "BF16": float.fromhex("0x1.ffp127")}
+"""The least number that becomes infinite: halfway to what would be the next of the type."""
+
+
+def _require_range(tensor: Output, values: Array) -> None:
+    """Sees to it that no number becomes infinite as F16 or BF16; `quantize` does for other types.
+
+    Raises:
+        ModelError: a number is too large.
+        ValueError: one is infinite or NaN already.
+    """
+    end = _INFINITE_FROM.get(tensor.kind.name)
+    if end is None or not values.size:
+        return
+    largest = float(abs(values).max())
+    if not math.isfinite(largest):
+        raise ValueError(f"They hold {largest}.")
+    if largest >= end:
+        raise ModelError(
+            f"Tensor '{tensor.name}' holds {largest:.6g}, which is infinite as {tensor.kind}.",
+            why="The largest number of F16 is 65504, of BF16 3.39e38.",
+            hint="Take a type that reaches further:  --bf16\n"
+            f"or, under a scheme:  --tensor-type '{tensor.name}=bf16'",
+        )
 
 
 def _quantized_by_matrix(tensor: Output, values: Array, begin: int) -> Array:
