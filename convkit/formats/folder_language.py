@@ -1,4 +1,7 @@
-"""A language model whose configuration and tokenizer lie in a folder, whatever computes it."""
+"""A language model whose configuration and tokenizer lie in a folder, whatever computes it.
+
+Tokenizers are imported when a text comes: every command imports this module.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from convkit.errors import MissingRequirementError, ModelError, StepError
 from convkit.formats.language_inputs import text_rows
 from convkit.step import LanguageRunner, Session
-from convkit.vocabulary.codec import Codec, has_tokenizer
-from convkit.vocabulary.folder_settings import read_settings
-from convkit.vocabulary.sample_text import SAMPLE_TEXT
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from convkit.vocabulary.codec import Codec
 
 
 class FolderLanguage(LanguageRunner):
@@ -32,6 +34,8 @@ class FolderLanguage(LanguageRunner):
     """
 
     def __init__(self, folder: Path) -> None:
+        from convkit.vocabulary.folder_settings import read_settings
+
         settings = read_settings(folder)
         self.context_length = settings.context_length
         self.chat_template = settings.chat_template
@@ -42,6 +46,8 @@ class FolderLanguage(LanguageRunner):
     @functools.cached_property
     def end_tokens(self) -> frozenset[int]:  # type: ignore[override]
         """Ids that end a text; looked up when they are needed, which reads the tokenizer."""
+        from convkit.vocabulary.codec import has_tokenizer
+
         return self._codec.end_tokens if has_tokenizer(self._folder) else self._end_ids
 
     def encode(self, text: str, *, is_prompt: bool = True) -> list[int]:
@@ -65,6 +71,9 @@ class FolderLanguage(LanguageRunner):
 
         Ids that the network has no embedding for are left out.
         """
+        from convkit.vocabulary.codec import has_tokenizer
+        from convkit.vocabulary.sample_text import SAMPLE_TEXT
+
         if not has_tokenizer(self._folder):
             return None
         try:
@@ -76,6 +85,8 @@ class FolderLanguage(LanguageRunner):
 
     @functools.cached_property
     def _codec(self) -> Codec:
+        from convkit.vocabulary.codec import Codec
+
         return Codec(self._folder)
 
 

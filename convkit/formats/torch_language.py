@@ -49,7 +49,7 @@ class TorchLanguageRunner(TorchRunner, FolderLanguage):
         feeds = dict(super().example(sizes, seed))
         ids = feeds["input_ids"]
         network: Any = self.network
-        vocabulary_size = int(network.get_input_embeddings().num_embeddings)
+        vocabulary_size = int(network.config.get_text_config().vocab_size)
         rows = self.rows_of_text((ids.shape[0], ids.shape[1]), seed, vocabulary_size)
         return feeds if rows is None else feeds | {"input_ids": rows}
 
