@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -134,6 +135,33 @@ def test_threads_quantize_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> N
     for thread in threads:
         thread.join()
     assert np.array_equal(np.concatenate([parts[number] for number in range(4)]), expected)
+
+
+def test_importing_loads_no_compiler() -> None:
+    code = "import sys, convkit.ggml.dequantize, convkit.ggml.quantize as q; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"llvmlite", "numba", "libggml"} & set(loaded)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_quantizing_in_two_threads_takes_little_memory() -> None:
+    code = """
+import re
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from convkit.ggml.quantize import quantize
+from convkit.ggml.types import TYPES
+rows = np.ones((128, 4096), np.float32)
+with ThreadPoolExecutor(2) as pool:
+    list(pool.map(lambda name: quantize(rows, TYPES[name]), ["Q4_K", "Q6_K"] * 4))
+print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak_mib = int(done.stdout) / 1024
+    # 135 when measured: 30 of numpy and convkit, 40 of LLVM as loaded, 60 of LLVM as it compiles.
+    assert peak_mib < 200
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

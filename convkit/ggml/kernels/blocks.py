@@ -44,7 +44,7 @@ class Lanes:
         """The sum of squares of `length` elements."""
         total = Variable(self.body.floats(0))
         with self.body.loop(first, first + length) as i:
-            total.value = total.value + self.tile[i] * self.tile[i]
+            total.value += self.tile[i] * self.tile[i]
         return total.value
 
     def weigh_by_square(self, first: Whole, weights: Tile[Floats], length: int) -> None:
@@ -65,7 +65,7 @@ class Lanes:
         with self.body.loop(0, length) as i:
             x = self.tile[first + i]
             weights[i] = weights[i] * (x * x + variance).root()
-            total.value = total.value + weights[i]
+            total.value += weights[i]
         return total.value
 
 

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-Quantizer = Callable[["Array", "Array | None"], "Array"]
+Quantize = Callable[["Array", "Array | None"], "Array"]
 """(rows, importance of a row's elements) -> stored rows."""
 
 
@@ -57,7 +57,7 @@ _CHECKSUMS = {
 """Type -> CRC-32 of what is stored, without and with an importance."""
 
 
-def has_known_answer(quantize: Quantizer, name: str, is_important: bool) -> bool:
+def has_known_answer(quantize: Quantize, name: str, is_important: bool) -> bool:
     """Whether `quantize` makes the known bytes of the known numbers, of the type `name`."""
     stored = quantize(numbers(), importance() if is_important else None)
     return zlib.crc32(stored.tobytes()) == _CHECKSUMS[name][is_important]

@@ -23,14 +23,13 @@ from convkit.ggml.kernels.blocks import (
 from convkit.ggml.kernels.body import Body, Tile, Variable
 from convkit.ggml.kernels.half import to_half
 from convkit.ggml.kernels.machine import Arguments
-from convkit.ggml.kernels.searches import largest_element
+from convkit.ggml.kernels.searches import ZERO_BELOW, largest_element
 from convkit.ggml.kernels.values import LANES, Floats, Ints, where
 
 VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Level -> value."""
 
 _BOUNDS = tuple((low + high) / 2 for low, high in pairwise(VALUES))
-_ZERO_BELOW = 1e-15
 _SUB_LENGTH = 32
 
 
@@ -60,8 +59,8 @@ def _scale(body: Body, tile: Tile[Floats], weights: Tile[Floats]) -> Floats:
         with body.loop(0, _SUB_LENGTH) as i:
             value = _nearest_value(body, factor * tile[i])
             weighted = weights[i] * value
-            product_sum.value = product_sum.value + weighted * tile[i]
-            square_sum.value = square_sum.value + weighted * value
+            product_sum.value += weighted * tile[i]
+            square_sum.value += weighted * value
         products, squares = product_sum.value, square_sum.value
         if is_first:
             scale.value = where(squares > 0, products / squares, 0)
@@ -74,7 +73,7 @@ def _scale(body: Body, tile: Tile[Floats], weights: Tile[Floats]) -> Floats:
     attempt(1 / (-largest / VALUES[0]), is_first=True)
     with body.loop(0, 15) as i:
         attempt((body.counted(i) - 7 + VALUES[0]) / largest, is_first=False)
-    return where(size < _ZERO_BELOW, 0, scale.value)
+    return where(size < ZERO_BELOW, 0, scale.value)
 
 
 def iq4_xs(body: Body, arguments: Arguments, is_important: bool) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from convkit.ggml.kernels.body import Body, Tile, Variable
 from convkit.ggml.kernels.values import Floats, Ints, Mask, where
 
-_ZERO_BELOW = 1e-15  # a block of nothing larger counts as zero
+ZERO_BELOW = 1e-15
+"""A block of nothing larger counts as zero."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def affine_scale(
         x = tile[i]
         low.value = where(x < low.value, x, low.value)
         high.value = where(x > high.value, x, high.value)
-        weight_sum.value = weight_sum.value + weights[i]
-        x_sum.value = x_sum.value + weights[i] * x
+        weight_sum.value += weights[i]
+        x_sum.value += weights[i] * x
     largest = high.value
     smallest = where(low.value > 0, 0, low.value)
     is_flat = largest.equals(smallest)
@@ -89,7 +90,7 @@ def affine_scale(
     with body.loop(0, length) as i:
         level = (factor * (tile[i] - smallest)).nearest().clipped(0, top).as_floats()
         difference = scale.value * level + smallest - tile[i]
-        least.value = least.value + weights[i] * candidates.penalty(difference)
+        least.value += weights[i] * candidates.penalty(difference)
     with body.loop(0, candidates.tries + 1) as attempt:
         low_now = minimum.value
         shift = body.counted(attempt) * candidates.step + candidates.start
@@ -99,20 +100,20 @@ def affine_scale(
             level = (factor * (tile[i] - low_now)).nearest().clipped(0, top).as_floats()
             levels[i] = level
             weighted = weights[i] * level
-            level_sum.value = level_sum.value + weighted
-            square_sum.value = square_sum.value + weighted * level
-            product_sum.value = product_sum.value + weighted * tile[i]
-        levels_, squares, products = level_sum.value, square_sum.value, product_sum.value
-        determinant = weight_sum.value * squares - levels_ * levels_
-        new_scale = (weight_sum.value * products - x_sum.value * levels_) / determinant
-        new_minimum = (squares * x_sum.value - levels_ * products) / determinant
+            level_sum.value += weighted
+            square_sum.value += weighted * level
+            product_sum.value += weighted * tile[i]
+        firsts, squares, products = level_sum.value, square_sum.value, product_sum.value
+        determinant = weight_sum.value * squares - firsts * firsts
+        new_scale = (weight_sum.value * products - x_sum.value * firsts) / determinant
+        new_minimum = (squares * x_sum.value - firsts * products) / determinant
         is_positive = new_minimum > 0
         new_minimum = where(is_positive, 0, new_minimum)
         new_scale = where(is_positive, products / squares, new_scale)
         error = Variable(body.floats(0))
         with body.loop(0, length) as i:
             difference = new_scale * levels[i] + new_minimum - tile[i]
-            error.value = error.value + weights[i] * candidates.penalty(difference)
+            error.value += weights[i] * candidates.penalty(difference)
         is_better = (determinant > 0) & (error.value < least.value)
         least.value = where(is_better, error.value, least.value)
         scale.value = where(is_better, new_scale, scale.value)
@@ -171,8 +172,8 @@ def signed_scale(
                 level = (factor * tile[i]).rounded().clipped(-top, top - 1)
             else:
                 level = (factor * tile[i]).nearest().clipped(-top, top - 1).as_floats()
-            product_sum.value = product_sum.value + weights[i] * tile[i] * level
-            square_sum.value = square_sum.value + weights[i] * level * level
+            product_sum.value += weights[i] * tile[i] * level
+            square_sum.value += weights[i] * level * level
         products, squares = product_sum.value, square_sum.value
         fitted = products / squares
         if is_first:
@@ -188,7 +189,7 @@ def signed_scale(
     with body.loop(0, 18) as i:  # from -0.9 to 0.9 without 0
         shift = body.counted(i) - 9
         attempt(where(shift < 0, shift, shift + 1), is_first=False)
-    is_zero = size < _ZERO_BELOW
+    is_zero = size < ZERO_BELOW
     return Signed(where(is_zero, 0, scale.value), where(is_zero, 0, best_factor.value), is_zero)
 
 
@@ -220,7 +221,7 @@ def positive_scale(
     for i in range(length):
         level = (best_factor.value * tile[i]).nearest() & 255
         difference = tile[i] - scale * level.as_floats()
-        least.value = least.value + weights[i] * difference * difference
+        least.value += weights[i] * difference * difference
     with body.loop(0, 8) as attempt:  # from -0.4 to 0.4 without 0
         shift = body.counted(attempt) - 4
         factor = (where(shift < 0, shift, shift + 1) * 0.1 + top) / size
@@ -238,8 +239,8 @@ def positive_scale(
         level = (best_factor.value * tile[i]).nearest().at_most(top)
         levels[i] = level & 255
         number = level.as_floats()
-        product_sum.value = product_sum.value + weights[i] * tile[i] * number
-        square_sum.value = square_sum.value + weights[i] * number * number
+        product_sum.value += weights[i] * tile[i] * number
+        square_sum.value += weights[i] * number * number
     with body.loop(0, 5), body.loop(0, length) as k:
         x, weight, old = tile[k], weights[k], levels[k]
         number = old.as_floats()
@@ -254,7 +255,7 @@ def positive_scale(
         levels[k] = where(is_better, new & 255, old)
         product_sum.value = where(is_better, products, product_sum.value)
         square_sum.value = where(is_better, squares, square_sum.value)
-    is_zero = size < _ZERO_BELOW
+    is_zero = size < ZERO_BELOW
     for i in range(length):
         levels[i] = where(is_zero, 0, levels[i])
     scale = where(square_sum.value > 0, product_sum.value / square_sum.value, 0)
@@ -292,8 +293,8 @@ def refined_signed_scale(
         level = (factor * tile[i]).rounded().clipped(-top, top - 1)
         levels[i] = level
         weight = tile[i] * tile[i]
-        product_sum.value = product_sum.value + weight * tile[i] * level
-        square_sum.value = square_sum.value + weight * level * level
+        product_sum.value += weight * tile[i] * level
+        square_sum.value += weight * level * level
     with body.loop(0, 5), body.loop(0, length) as i:
         x, weight, old = tile[i], tile[i] * tile[i], levels[i]
         products = product_sum.value - weight * x * old
@@ -307,7 +308,7 @@ def refined_signed_scale(
         levels[i] = where(is_better, new, old)
         product_sum.value = where(is_better, products, product_sum.value)
         square_sum.value = where(is_better, squares, square_sum.value)
-    is_zero = size < _ZERO_BELOW
+    is_zero = size < ZERO_BELOW
     with body.loop(0, length) as i:
         levels[i] = where(is_zero, 0, levels[i] + top)
     scale = where(square_sum.value > 0, product_sum.value / square_sum.value, 0)

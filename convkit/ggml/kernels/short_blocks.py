@@ -126,7 +126,7 @@ def mean_squares(body: Body, arguments: Arguments) -> None:
         total = Variable(body.floats(0))
         with body.loop(0, length, LANES) as i:
             for x in turned(rows, i):
-                total.value = total.value + x * x
+                total.value += x * x
         arguments.variances.write(first, total.value / body.counted(length))
 
 

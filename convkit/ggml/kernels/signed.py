@@ -21,11 +21,10 @@ from convkit.ggml.kernels.blocks import (
 from convkit.ggml.kernels.body import Body, Tile, Variable
 from convkit.ggml.kernels.half import from_half, to_half
 from convkit.ggml.kernels.machine import Arguments
-from convkit.ggml.kernels.searches import refined_signed_scale, signed_scale
+from convkit.ggml.kernels.searches import ZERO_BELOW, refined_signed_scale, signed_scale
 from convkit.ggml.kernels.values import LANES, Floats, Ints, where
 
 _SUBS, _SUB_LENGTH = 16, 16
-_ZERO_BELOW = 1e-15
 
 
 class _SubBlocks:
@@ -81,7 +80,7 @@ def q6_k(body: Body, arguments: Arguments, is_important: bool) -> None:
             found = signed_scale(body, lanes.tile.rows_from(first), weights, _SUB_LENGTH, 32)
             subs.scales[each], subs.factors[each] = found.scale, found.factor
         size, largest = largest_of(body, subs.scales, _SUBS)
-        is_zero = size < _ZERO_BELOW
+        is_zero = size < ZERO_BELOW
         factor = body.floats(-128) / largest
         d = where(is_zero, 0, to_half(1 / factor))
         scales = []
@@ -98,7 +97,7 @@ def q6_k(body: Body, arguments: Arguments, is_important: bool) -> None:
                 quarters = [subs.levels(block, half * 128 + k * 32 + i) for k in range(4)]
                 upper = body.ints(0)
                 for k, level in enumerate(quarters):
-                    upper = upper | ((level >> 4) << (2 * k))
+                    upper |= (level >> 4) << (2 * k)
                 for k in range(2):
                     lower = (quarters[k] & 15) | ((quarters[k + 2] & 15) << 4)
                     block.out.write(half * 64 + k * 32 + i, lower)
@@ -133,8 +132,8 @@ def q3_k(body: Body, arguments: Arguments, is_important: bool) -> None:
                 packed = body.ints(0)
                 for quarter in range(4):
                     level = subs.levels(block, half * 128 + quarter * 32 + i, searched)
-                    packed = packed | ((level & 3) << (2 * quarter))
-                    third = third | ((level >> 2) << (half * 4 + quarter))
+                    packed |= (level & 3) << (2 * quarter)
+                    third |= (level >> 2) << (half * 4 + quarter)
                 block.out.write(32 + half * 32 + i, packed)
             block.out.write(i, third)
 

@@ -42,10 +42,10 @@ class _SubBlocks:
         """Finds scales and minima."""
         length = self._length
         weights, levels = self._body.float_room(length), self._body.float_room(length)
+        variance = self._body.floats(0)
         if self._is_important:
             candidates = Candidates(self._top, -0.9, 0.05, 36)
-        square_sum = lanes.square_sum(0, LENGTH)
-        variance = (square_sum if length == 16 else square_sum * 2) / LENGTH
+            variance = lanes.square_sum(0, LENGTH) * (1 if length == 16 else 2) / LENGTH
         with self._body.loop(0, self._count) as sub:
             first = sub * length
             if self._is_important:
@@ -153,7 +153,7 @@ def q5_k(body: Body, arguments: Arguments, is_important: bool) -> None:
             for pair in range(4):
                 first = pair * 64 + i
                 lower, upper = subs.levels(block, first), subs.levels(block, first + 32)
-                fifth = fifth | (((lower >> 4) | ((upper >> 4) << 1)) << (2 * pair))
+                fifth |= ((lower >> 4) | ((upper >> 4) << 1)) << (2 * pair)
                 block.out.write(48 + pair * 32 + i, (lower & 15) | ((upper & 15) << 4))
             block.out.write(16 + i, fifth)
 
@@ -178,7 +178,7 @@ def q2_k(body: Body, arguments: Arguments, is_important: bool) -> None:
                 packed = body.ints(0)
                 for quarter in range(4):
                     level = subs.levels(block, half * 128 + quarter * 32 + i)
-                    packed = packed | (level << (2 * quarter))
+                    packed |= level << (2 * quarter)
                 block.out.write(16 + half * 32 + i, packed)
 
     quantize_blocks(body, arguments, LENGTH, 84, settle, write)
