@@ -16,6 +16,7 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -295,6 +296,9 @@ def library() -> Library:
             f"xllamacpp {version} is too old: {OLDEST} is the oldest that convkit calls.",
             hint=_HINT,
         )
+    # Threads that wait by spinning starve each other where processors are busy with other work:
+    # twenty times slower was measured. OpenMP reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         call: Any = ctypes.CDLL(str(path))
     except OSError as cause:
