@@ -18,7 +18,7 @@ import numpy as np
 
 from convkit.checkpoint.grouped import scaled
 from convkit.checkpoint.rows import Array
-from convkit.checkpoint.stored import Computed, RecentArrays, whole
+from convkit.checkpoint.stored import Computed, RecentArrays, turned_words, whole
 from convkit.errors import ModelError
 from convkit.safetensors_file import StoredTensor
 
@@ -66,8 +66,8 @@ class AwqRows(Computed):
 
     def _turn(self) -> tuple[Array, ...]:
         """Words (outputs / 8, inputs), their zero points and scales (outputs, groups)."""
-        names = ("qweight", "qzeros", "scales")
-        return tuple(np.ascontiguousarray(whole(self._parts[name]).T) for name in names)
+        scales = np.ascontiguousarray(whole(self._parts["scales"]).T)
+        return turned_words(self._parts["qweight"]), turned_words(self._parts["qzeros"]), scales
 
 
 def _outputs(words: Array) -> Array:

@@ -52,16 +52,26 @@ class FourBitRows(Rows):
         self.shape = tuple(map(int, state["shape"]))
         self.dtype = _DTYPES[state["dtype"]]
         count = math.prod(self.shape)
-        if (
-            parts["weight"].byte_count != -(-count // 2)
-            or math.prod(parts["absmax"].shape) != -(-count // self._block_length)
-            or parts["quant_map"].shape != (16,)
-        ):
-            raise ModelError(
-                f"The parts of the quantized tensor '{name}' do not fit each other.",
-                why=f"{list(self.shape)} in blocks of {self._block_length} does not take "
-                f"{parts['weight'].byte_count} bytes and {parts['absmax'].shape[0]} scales.",
-            )
+        block_count = -(-count // self._block_length)
+        fitting: dict[str, tuple[str | None, int]] = {
+            "weight": (None, -(-count // 2)),
+            "absmax": ("F32", 4 * block_count),
+            "quant_map": ("F32", 4 * 16),
+        }
+        if self._nested_block_length:
+            nested_count = -(-block_count // self._nested_block_length)
+            fitting["absmax"] = ("U8", block_count)
+            fitting["nested_absmax"] = ("F32", 4 * nested_count)
+            fitting["nested_quant_map"] = ("F32", 4 * 256)
+        for role, (dtype, size) in fitting.items():
+            part = parts.get(role)
+            if part is None or part.byte_count != size or part.dtype != (dtype or part.dtype):
+                found = f"{part.byte_count} bytes of {part.dtype}" if part else "missing"
+                raise ModelError(
+                    f"The parts of the quantized tensor '{name}' do not fit each other.",
+                    why=f"{role} is {found}; for {list(self.shape)} in blocks of "
+                    f"{self._block_length} it takes {size} bytes.",
+                )
 
     def stored(self, begin: int, end: int) -> Array:
         """Rows as stored."""
@@ -85,10 +95,9 @@ class FourBitRows(Rows):
     def _scales(self, begin: int, end: int) -> Array:
         """Scales of the blocks `begin` to `end`: float32."""
         absmax = self._parts["absmax"]
-        item = 1 if absmax.dtype == "U8" else 4
-        content = absmax.read(begin * item, end * item)
-        if item == 4:
-            return np.frombuffer(content, np.float32)
+        if not self._nested_block_length:
+            return np.frombuffer(absmax.read(4 * begin, 4 * end), np.float32)
+        content = absmax.read(begin, end)
         blocks = np.arange(begin, end) // self._nested_block_length
         scales: Array = self._nested_map[np.frombuffer(content, np.uint8)]
         scales *= self._nested_scales[blocks]

@@ -23,7 +23,7 @@ from convkit.checkpoint.stored import FLOAT_DTYPES, RecentArrays, Stored
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import StoredTensor
 
-_HELD_BYTES = 64 << 20
+_HELD_BYTES = 32 << 20
 """Packed weights that have to be turned around, and factors of an adapter, held while in use."""
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from convkit.checkpoint.grouped import scaled, unpacked
 from convkit.checkpoint.rows import Array
-from convkit.checkpoint.stored import Computed, RecentArrays, whole
+from convkit.checkpoint.stored import Computed, RecentArrays, turned_words, whole
 from convkit.errors import ModelError
 from convkit.safetensors_file import StoredTensor
 
@@ -76,7 +76,7 @@ class GptqRows(Computed):
 
     def _turn(self) -> tuple[Array, ...]:
         """Words (outputs, words), zero points and scales (outputs, groups), groups if irregular."""
-        words = np.ascontiguousarray(whole(self._parts["qweight"]).T)
+        words = turned_words(self._parts["qweight"])
         zeros = np.ascontiguousarray(self._zero_points().T)
         scales = np.ascontiguousarray(whole(self._parts["scales"]).T)
         groups = self._groups(scales.shape[1])

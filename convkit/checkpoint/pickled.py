@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from convkit.checkpoint.ranges import RangeReader
-from convkit.errors import ModelError, UnsafeError, UnsupportedError
+from convkit.errors import ConvkitError, ModelError, UnsafeError, UnsupportedError
 from convkit.safetensors_file import ITEM_BYTES, StoredTensor
 
 _STORAGES = {
@@ -66,7 +66,9 @@ def open_pickled(path: Path, opened: ExitStack, *, trust: bool = False) -> Pickl
     """
     try:
         return _once(_read_by_position(path, opened))
-    except (_OtherwiseError, zipfile.BadZipFile):
+    except ConvkitError:
+        raise
+    except Exception:  # damage to an archive or a pickle shows as nearly any exception
         return _once(_load_by_torch(path, trust=trust))
 
 
@@ -233,10 +235,7 @@ def _state_of(
         raise _OtherwiseError
     if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":
         raise _OtherwiseError
-    try:
-        state = _StateUnpickler(io.BytesIO(archive.read(entry))).load()
-    except Exception as cause:  # a damaged pickle fails with nearly any exception
-        raise _OtherwiseError from cause
+    state = _StateUnpickler(io.BytesIO(archive.read(entry))).load()
     if not isinstance(state, Mapping):
         raise _OtherwiseError
     return state, root
@@ -304,7 +303,7 @@ def _load_weights(path: Path, *, trust: bool) -> dict[str, Any]:
                 hint="Have its author save it as safetensors.",
             ) from cause
         raise ModelError(f"{path} is not a PyTorch weights file.", why=str(cause)) from cause
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as cause:
+    except Exception as cause:
         reason = str(cause).splitlines()
         raise ModelError(
             f"{path} cannot be read as PyTorch weights ({path.stat().st_size} bytes).",

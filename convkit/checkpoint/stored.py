@@ -6,12 +6,16 @@ import abc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from convkit.checkpoint.rows import FLOATS, Array, Rows, widened
+from convkit.errors import ModelError
 from convkit.safetensors_file import ITEM_BYTES, StoredTensor
+
+_STRIP_BYTES = 4 << 20
 
 FLOAT_DTYPES = frozenset((*FLOATS, "BF16"))
 """Dtypes of files that `Rows` have too."""
@@ -54,8 +58,7 @@ class Computed(Rows):
 class RecentArrays:
     """Arrays that several reads of one tensor need: those used last, within a limit of memory.
 
-    Whatever their size, those of two tensors are kept, so that neighbours can be read in turn, and
-    those that each thread used last.
+    Whatever their size, those that a thread used last are kept.
 
     Args:
         byte_limit: the limit.
@@ -78,16 +81,16 @@ class RecentArrays:
                 if owner in self._kept:
                     self._kept.move_to_end(owner)
                     return self._kept[owner]
+                self._forget()
             made = make()
             with self._lock:
                 self._kept[owner] = made
-                self._forget()
             return made
 
     def _forget(self) -> None:
         in_use = set(self._latest.values())
         excess = sum(map(_byte_count, self._kept.values())) - self._byte_limit
-        for owner in list(self._kept)[:-2]:
+        for owner in list(self._kept):
             if excess > 0 and owner not in in_use:
                 excess -= _byte_count(self._kept.pop(owner))
 
@@ -115,17 +118,42 @@ class TurnedAround(Rows):
 
     def _turn(self) -> tuple[Array, ...]:
         kind = FLOATS.get(self.dtype, np.dtype(np.uint16))
-        whole = self._rows.stored(0, self._rows.row_count).view(kind)
-        return (np.ascontiguousarray(whole.T),)
+        return (_turned(self._rows.stored, self._rows.shape, kind),)
+
+
+def turned_words(tensor: StoredTensor) -> Array:
+    """A matrix of 32-bit words (n, m), turned around: int32 (m, n)."""
+    row_bytes = 4 * tensor.shape[1]
+
+    def rows(begin: int, end: int) -> Array:
+        return np.frombuffer(tensor.read(begin * row_bytes, end * row_bytes), np.int32)
+
+    return _turned(rows, tensor.shape, np.dtype(np.int32))
+
+
+def _turned(
+    rows: Callable[[int, int], Array], shape: tuple[int, ...], kind: np.dtype[Any]
+) -> Array:
+    """A matrix turned around strip by strip, so that it is in memory once."""
+    height, width = shape
+    turned = np.empty((width, height), kind)
+    step = max(1, _STRIP_BYTES // max(1, width * kind.itemsize))
+    for begin in range(0, height, step):
+        end = min(begin + step, height)
+        turned[:, begin:end] = rows(begin, end).view(kind).reshape(-1, width).T
+    return turned
 
 
 def whole(tensor: StoredTensor) -> Array:
     """A small part of a quantized tensor: an array of its shape; floats in float32.
 
-    dtypes: F16, BF16, F32, F64, and integers of 8 to 64 bits.
+    Raises:
+        ModelError: it is neither of floats of 16 bits and more nor of integers.
     """
     content = tensor.read(0, tensor.byte_count)
     if tensor.dtype in FLOAT_DTYPES:
         return widened(np.frombuffer(content, np.uint8), tensor.dtype).reshape(tensor.shape)
+    if tensor.dtype not in ITEM_BYTES or tensor.dtype[0] not in "IUB":
+        raise ModelError(f"The tensor '{tensor.name}' is {tensor.dtype}, which it cannot be.")
     kind = np.dtype(f"{'u' if tensor.dtype[0] == 'U' else 'i'}{ITEM_BYTES[tensor.dtype]}")
     return np.frombuffer(content, kind.newbyteorder("<")).reshape(tensor.shape)

@@ -272,6 +272,30 @@ def test_a_pickle_whose_bytes_are_missing_is_refused(tmp_path: Path) -> None:
         open_folder(path)
 
 
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+def test_no_damage_to_a_header_gives_more_than_an_explained_error(
+    tmp_path: Path, form: str
+) -> None:
+    state = {"w": torch.ones(40, 30), "t": torch.ones(4, 6).T, "n": torch.arange(4)}
+    path = folder_of(tmp_path / "m", state) if form[0] == "s" else pickled(tmp_path / "m", state)
+    (file,) = (each for each in path.iterdir() if each.suffix in (".bin", ".safetensors"))
+    content = file.read_bytes()
+    draw = np.random.default_rng(4)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in draw.integers(0, 1000, 2):
+            damaged[place] = draw.integers(0, 256)
+        file.write_bytes(damaged)
+        try:
+            with open_folder(path) as checkpoint:
+                for rows in checkpoint.tensors.values():
+                    rows.read(0, min(rows.row_count, 50))
+        except ConvkitError:
+            refused += 1
+    assert refused > 20
+
+
 def test_bare_8_bit_floats_are_named(tmp_path: Path) -> None:
     path = folder_of(tmp_path / "m", {"w": torch.ones(2, 2).to(torch.float8_e4m3fn)})
     with pytest.raises(UnsupportedError, match="'w' is F8_E4M3"):
