@@ -36,11 +36,15 @@ _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
 
 @dataclass
 class _Adapter:
-    """What the files of an adapter hold: factors by module, and whole tensors by name."""
+    """What the files of an adapter hold: factors by module, and whole tensors by name.
+
+    Where modules are named as the model's, `spelled` has the adapter's own names of them.
+    """
 
     settings: AdapterSettings
     factors: dict[str, dict[str, StoredTensor]] = field(default_factory=dict)
     whole: dict[str, StoredTensor] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
 
     def changes(self, name: str) -> bool:
         """Whether a tensor of the model becomes another one."""
@@ -160,12 +164,15 @@ def _named_as(adapter: _Adapter, tensors: Mapping[str, Rows]) -> _Adapter:
             raise _unknown(adapter.settings, name, tensors)
         return found
 
-    factors = {
-        own(f"{module}.weight").removesuffix(".weight"): pair
-        for module, pair in adapter.factors.items()
+    modules = {
+        module: own(f"{module}.weight").removesuffix(".weight") for module in adapter.factors
     }
-    whole = {own(name): tensor for name, tensor in adapter.whole.items()}
-    return _Adapter(adapter.settings, factors, whole)
+    return _Adapter(
+        adapter.settings,
+        {modules[module]: pair for module, pair in adapter.factors.items()},
+        {own(name): tensor for name, tensor in adapter.whole.items()},
+        {here: there for there, here in modules.items()},
+    )
 
 
 def _spelled(name: str, known: set[str]) -> str | None:
@@ -295,7 +302,7 @@ def _adapted(
     lies_turned = is_embedding or _is_turned(name, rows, straight, adapter, config)
     if rows.shape != (turned if lies_turned else straight):
         raise _misfit(name, straight, rows.shape)
-    scaling = adapter.settings.scaling(module, a.shape[0])
+    scaling = adapter.settings.scaling(adapter.spelled[module], a.shape[0])
     return _AdaptedRows(rows, {"A": a, "B": b}, scaling, lies_turned, recent)
 
 

@@ -167,7 +167,9 @@ def test_embeddings_that_grew_and_are_tied_stay_tied(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_the_prefix_of_its_class_takes_the_adapter_too(tmp_path: Path) -> None:
     network = gpt2()  # gpt2 on the hub has `h.0.attn...`, adapters have `transformer.h.0.attn...`
-    base, adapter = save(tmp_path, network, adapted(network, target_modules=["c_attn"]))
+    patterns = {"transformer.h.1.attn.c_attn": 40}
+    made = adapted(network, target_modules=["c_attn"], alpha_pattern=patterns)
+    base, adapter = save(tmp_path, network, made)
     bare = {name.removeprefix("transformer."): t for name, t in network.state_dict().items()}
     del bare["lm_head.weight"]
     folder = folder_of(tmp_path / "bare", bare, network.config.to_dict())

@@ -123,6 +123,8 @@ def test_an_adapter_is_part_of_the_network(tmp_path: Path, make: Any) -> None:
     before = logits(network)
     made = peft.get_peft_model(network, how).eval()
     made.save_pretrained(tmp_path / "adapter")
+    found = describe(tmp_path / "base", Opening(adapter=tmp_path / "adapter"))
+    assert (found.precision, found.details["adapter_rank"]) == (Precision.FP32, 4)
     plain = load(artifact(tmp_path / "base", adapter=tmp_path / "adapter"))
     torch.testing.assert_close(logits(plain), logits(made), rtol=0, atol=2e-5)
     assert (before - logits(made)).abs().max() > 1e-3
