@@ -124,7 +124,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     for part in parts:
         for key in _LENGTHS:
             length = part.get(key) if isinstance(part, Mapping) else None
-            if isinstance(length, int) and length > 0:
+            if type(length) is int and length > 0:
                 return length
     return None
 
