@@ -60,7 +60,8 @@ def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
     precision = Precision.FP32 if source.precision in _UNPACKED else source.precision
     scheme = SCHEMES[DEFAULT_SCHEMES[precision]]
     metadata = _metadata(family, config, source.path, scheme, vocabulary)
-    notes = [*checkpoint.notes, *vocabulary.notes, *_told(mapped.dropped)]
+    unpacked = [checkpoint.quantization] if checkpoint.quantization else []
+    notes = [*unpacked, *checkpoint.notes, *vocabulary.notes, *_told(mapped.dropped)]
     outputs = tuple(_outputs(mapped.tensors, scheme))
     return GgufModel(
         metadata={key: typed(value) for key, value in metadata.items()},

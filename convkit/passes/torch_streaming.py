@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact
-from convkit.errors import ModelError, ResourceError
+from convkit.errors import ModelError, ResourceError, UnsupportedError
 from convkit.passes.torch_folder import Checkpoint, Shard, find_checkpoint, open_shard
 from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
 from convkit.step import Progress, Work
@@ -73,10 +73,15 @@ def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> Non
     that would overflow stays wide and is named in the report. Tied tensors are kept once.
 
     Raises:
-        UnsupportedError: the source is no Hugging Face folder.
+        UnsupportedError: the source is no Hugging Face folder, or has an adapter.
         ModelError, UnsafeError: its weights cannot be read.
         ResourceError: the destination cannot be written.
     """
+    if source.opening.adapter is not None:
+        raise UnsupportedError(
+            f"The adapter {source.opening.adapter} cannot be merged into a folder.",
+            hint=f"Merge it on the way to GGUF:  convkit convert {source.words} --to gguf",
+        )
     checkpoint = find_checkpoint(source.path)
     progress = _Progress(work.progress, f"{target.config_name} weights", checkpoint.byte_count())
     try:

@@ -98,8 +98,9 @@ def _finish(
 
 def _config(source: Artifact) -> dict[str, Any]:
     """The folder's config, if mobius serves its kind."""
-    if source.opening.factory is not None or not source.path.is_dir():
-        raise RungSkipped("it serves Hugging Face folders only")
+    opening = source.opening
+    if opening.factory is not None or opening.adapter is not None or not source.path.is_dir():
+        raise RungSkipped("it serves Hugging Face folders only, without adapters")
     if not any(source.path.glob("*.safetensors")):
         raise RungSkipped("it reads safetensors only")
     config: dict[str, Any] = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
