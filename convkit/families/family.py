@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def _unknown(config: Config, names: Sequence[str]) -> UnsupportedError:
     why = [f"Known model types: {', '.join(sorted(known))}"]
     fits = [(fit, family) for family in families() if (fit := _fit(family, config, names))]
     if fits:
-        fit, nearest = max(fits, key=lambda pair: pair[0].share)
+        fit, nearest = max(fits, key=lambda pair: pair[0].rank)
         why.append(f"Nearest: {nearest.architecture} ({nearest.model_types[0]})")
         if fit.foreign:
             why.append(f"which has no place for {', '.join(fit.foreign[:3])}")
@@ -218,8 +218,14 @@ def _unknown(config: Config, names: Sequence[str]) -> UnsupportedError:
 @dataclass(frozen=True)
 class _Fit:
     share: float
+    likeness: float
     foreign: tuple[str, ...]
     missing: tuple[str, ...]
+
+    @property
+    def rank(self) -> tuple[float, int, float]:
+        """What is placed counts most, then what is not missed, then the name."""
+        return self.share, -len(self.missing), self.likeness
 
 
 def _fit(family: Family, config: Config, names: Sequence[str]) -> _Fit | None:
@@ -229,13 +235,18 @@ def _fit(family: Family, config: Config, names: Sequence[str]) -> _Fit | None:
     except Exception:  # a configuration of another kind lacks what this family asks it for
         return None
     placed = {name for one in entries for source in one.sources for name in source.names}
+    placed |= family.tied.keys()
     needed = {one.sources[0].names[0] for one in entries}
     present = set(names)
     shared = placed & present
     if not shared:
         return None
+    likeness = max(
+        SequenceMatcher(None, config.model_type, kind).ratio() for kind in family.model_types
+    )
     return _Fit(
         len(shared) / len(present),
+        likeness,
         tuple(name for name in names if name not in placed),
         tuple(sorted(needed - present)),
     )

@@ -52,12 +52,51 @@ def check(config: Config, kinds: Iterable[str] = PLAIN, *, is_partial: bool = Fa
         )
     if rotated(config) % 2:
         raise UnsupportedError(f"{rotated(config)} numbers of a head cannot be turned in pairs.")
-    if rope.kind == "yarn" and rope.settings.get("truncate") is False:
+    if rope.kind == "yarn":
+        _check_yarn(config)
+
+
+def _check_yarn(config: Config) -> None:
+    """Sees to it that frequencies are blended between the bounds that llama.cpp takes.
+
+    Its common loader reads neither `yarn_beta_fast` nor `yarn_beta_slow`, and bounds are rounded.
+    """
+    rope, settings = config.rope(), config.rope().settings
+    usual = _yarn_bounds(config, _BETA_FAST, _BETA_SLOW)
+    for name, betas in (
+        ("beta_fast", (settings.get("beta_fast") or _BETA_FAST, _BETA_SLOW)),
+        ("beta_slow", (_BETA_FAST, settings.get("beta_slow") or _BETA_SLOW)),
+    ):
+        if _rounded(_yarn_bounds(config, *betas)) != _rounded(usual):
+            raise UnsupportedError(
+                f"llama.cpp has no yarn with {name} = {settings[name]!r}.",
+                why=f"For {config.model_type} it takes {_BETA_FAST} and {_BETA_SLOW}.",
+                option=name,
+            )
+    if rope.settings.get("truncate") is False and _rounded(usual) != usual:
         raise UnsupportedError(
             "llama.cpp has no yarn with truncate = False.",
             why="It rounds the bounds between which frequencies are blended.",
             option="truncate",
         )
+
+
+_BETA_FAST, _BETA_SLOW = 32, 1
+
+
+def _yarn_bounds(config: Config, fast: float, slow: float) -> tuple[float, float]:
+    """Between which pairs frequencies are blended.
+
+    Source: YaRN, arXiv:2309.00071, section 3.2; `ggml_rope_yarn_corr_dims` in ggml.c.
+    """
+    rope, count = config.rope(), rotated(config)
+    turns = (rope.original_context / (beta * 2 * math.pi) for beta in (fast, slow))
+    low, high = (count * math.log(turn) / (2 * math.log(rope.theta)) for turn in turns)
+    return max(low, 0.0), min(high, count - 1.0)
+
+
+def _rounded(bounds: tuple[float, float]) -> tuple[float, float]:
+    return float(math.floor(bounds[0])), float(math.ceil(bounds[1]))
 
 
 def rotated(config: Config) -> int:
