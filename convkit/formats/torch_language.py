@@ -11,12 +11,14 @@ from convkit.artifact import TensorSpec
 from convkit.formats.folder_language import FolderLanguage, RecomputingSession, check_context
 from convkit.formats.torch_runner import Example, TorchRunner
 from convkit.step import Feeds, Session, Sizes
+from convkit.torch_values import parameters_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
+_TEXT = {"input_ids", "attention_mask"}
 _BOTH_WAYS = ("XLNetLMHeadModel", "XLMWithLMHeadModel")
 """Look at both sides of a token, whatever their names say."""
 
@@ -32,9 +34,6 @@ def is_causal(network: torch.nn.Module, inputs: Sequence[TensorSpec]) -> bool:
     return "input_ids" in {spec.name for spec in inputs} and not is_encoder
 
 
-_TEXT = {"input_ids", "attention_mask"}
-
-
 class TorchLanguageRunner(TorchRunner, FolderLanguage):
     """A causal language model out of a Hugging Face folder, at the precision of its weights."""
 
@@ -43,6 +42,7 @@ class TorchLanguageRunner(TorchRunner, FolderLanguage):
     ) -> None:
         TorchRunner.__init__(self, network, inputs, example)
         FolderLanguage.__init__(self, folder)
+        self._takes_cache = "past_key_values" in parameters_of(network)
 
     def example(self, sizes: Sizes, seed: int) -> Feeds:
         """Rows of real text where the folder has a tokenizer, else random ids."""
@@ -55,7 +55,7 @@ class TorchLanguageRunner(TorchRunner, FolderLanguage):
 
     def session(self) -> Session:
         """A new text; without keys and values to keep, as in Mamba, it is computed anew."""
-        if "past_key_values" in self._parameters:
+        if self._takes_cache:
             return _CachedSession(self)
         return RecomputingSession(lambda ids: self.continued(ids, None)[0], self.context_length)
 
@@ -68,11 +68,11 @@ class TorchLanguageRunner(TorchRunner, FolderLanguage):
         """
         import torch
 
-        keeps = "past_key_values" in self._parameters
-        named = {"past_key_values": cache, "use_cache": True} if keeps else {}
+        named = {"past_key_values": cache, "use_cache": True} if self._takes_cache else {}
         with torch.inference_mode():
             result = self.network(input_ids=torch.tensor([list(tokens)]), **named)
-        return result.logits[0].float().numpy(), result.past_key_values if keeps else None
+        kept = result.past_key_values if self._takes_cache else None
+        return result.logits[0].float().numpy(), kept
 
 
 class _CachedSession(Session):

@@ -88,7 +88,7 @@ def _cache_of(network: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values of each layer after a short text, (batch, heads, length, size)."""
     import torch
 
-    with quiet(), torch.inference_mode(False), torch.no_grad():
+    with quiet(), torch.no_grad():
         ids = torch.ones((_BATCH, _PAST), dtype=torch.int64)
         cache = network(input_ids=ids, use_cache=True).past_key_values
     layers = [(getattr(c, "keys", None), getattr(c, "values", None)) for c in _layers_of(cache)]
