@@ -161,8 +161,7 @@ def prompt_tokens(runner: LanguageRunner, prompt: str, *, is_chat: bool) -> list
                 hint="Give the beginning of a text instead:  --raw",
             )
         said = [{"role": "user", "content": prompt}]
-        special_tokens = getattr(runner, "special_tokens", {})
-        rendered = chat_prompt.render(runner.chat_template, said, special_tokens)
+        rendered = chat_prompt.render(runner.chat_template, said, runner.special_tokens)
         tokens = runner.encode(rendered, is_prompt=False)  # the template has the beginning
     else:
         tokens = runner.encode(prompt)

@@ -96,6 +96,7 @@ class LanguageRunner(Runner):
         end_tokens: ids that end a text.
         context_length: tokens it was made for; None where nothing says.
         chat_template: a Jinja template that turns messages into a prompt; "" where there is none.
+        special_tokens: role -> text (`bos_token` -> `<s>`), for the chat template.
         scheme: how its weights are quantized (`q4_k_m`), where the precision alone does not tell.
         rounds_activations: whether the runtime rounds activations, to eight bits or to bfloat16,
             whatever the weights are worth.
@@ -104,6 +105,7 @@ class LanguageRunner(Runner):
     end_tokens: frozenset[int] = frozenset()
     context_length: int | None = None
     chat_template: str = ""
+    special_tokens: Mapping[str, str] = MappingProxyType({})
     scheme: str = ""
     rounds_activations: bool = False
 

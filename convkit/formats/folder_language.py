@@ -6,7 +6,7 @@ Tokenizers are imported when a text comes: every command imports this module.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,6 @@ class FolderLanguage(LanguageRunner):
     Args:
         folder: holds `config.json` and tokenizer files, as far as there are any.
 
-    Attributes:
-        special_tokens: role -> text (`bos_token` -> `<s>`); what the chat template refers to.
-
     Raises:
         ModelError: one of its JSON files is damaged.
     """
@@ -39,7 +36,7 @@ class FolderLanguage(LanguageRunner):
         settings = read_settings(folder)
         self.context_length = settings.context_length
         self.chat_template = settings.chat_template
-        self.special_tokens: Mapping[str, str] = settings.special_tokens
+        self.special_tokens = settings.special_tokens
         self._folder = folder
         self._end_ids = settings.end_ids
 

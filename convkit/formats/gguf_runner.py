@@ -11,6 +11,7 @@ from convkit.formats.gguf_description import gives_embeddings, scheme_of, signat
 from convkit.formats.language_inputs import padding_mask, text_rows
 from convkit.ggml.header import Header, read_header
 from convkit.ggml.llama import LlamaModel
+from convkit.ggml.modelfile import special_tokens
 from convkit.samples import size_of
 from convkit.step import Feeds, LanguageRunner, Outputs, Runner, Session, Sizes
 from convkit.vocabulary.sample_text import SAMPLE_TEXT
@@ -60,6 +61,7 @@ class GgufRunner(LanguageRunner):
         self.rounds_activations = any(t.kind.name not in _EXACT for t in header.tensors)
         self.context_length = header.get("ARCH.context_length")
         self.chat_template = model.chat_template or ""
+        self.special_tokens = special_tokens(header.metadata)
         self.end_tokens = model.end_of_generation
         self._model = model
 

@@ -92,7 +92,7 @@ def derived(render: Callable[[Sequence[Message]], str]) -> Template | None:
     with_system = _rendered_with_system(render, [system, first])
     if with_system:
         talks += [[system, *talk] for talk in talks]
-    for before_user in (start, *_ends_at_special_tokens(between)):
+    for before_user in (start, *_ends_atspecial_tokens(between)):
         after_answer = between.removesuffix(before_user)
         template = Template("", "", before_user, before_answer, after_answer, "")
         if with_system:
@@ -124,7 +124,7 @@ def _with_system(template: Template, start: str, with_system: str) -> Template:
     return replace(template, before_system=before, after_system=after, system=default)
 
 
-def _ends_at_special_tokens(text: str) -> list[str]:
+def _ends_atspecial_tokens(text: str) -> list[str]:
     """What a question may begin with, behind an answer's end: most likely first.
 
     The first special token ends the answer, if there is another.
@@ -160,7 +160,7 @@ def _template_of(metadata: Mapping[str, Value]) -> Template | None:
     if value is None:
         return None
     source = str(value.content)
-    tokens = _special_tokens(metadata)
+    tokens = special_tokens(metadata)
     bos = tokens.get("bos_token", "") if _begins_with_bos(metadata) else ""
 
     def render(talk: Sequence[Message]) -> str:
@@ -186,7 +186,8 @@ def _begins_with_bos(metadata: Mapping[str, Value]) -> bool:
     return pre is not None and named(str(pre.content)).adds_bos
 
 
-def _special_tokens(metadata: Mapping[str, Value]) -> dict[str, str]:
+def special_tokens(metadata: Mapping[str, Value]) -> dict[str, str]:
+    """Role -> text of the tokens that chat templates name (`bos_token`)."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     found = {}
     for role in ("bos", "eos"):
