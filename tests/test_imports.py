@@ -18,7 +18,7 @@ FRAMEWORKS = frozenset(
     (
         "accelerate", "gguf", "h5py", "keras", "ml_dtypes", "mobius", "numpy", "onnx", "onnx_ir",
         "onnxruntime", "onnxscript", "optimum", "safetensors", "tensorflow", "tensorrt", "tf2onnx",
-        "bitsandbytes", "libggml", "llvmlite", "numba", "sentencepiece", "tokenizers", "torch",
+        "bitsandbytes", "libggml", "llvmlite", "sentencepiece", "tokenizers", "torch",
         "transformers", "xllamacpp",
     )
 )  # fmt: skip
