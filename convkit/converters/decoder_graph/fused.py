@@ -14,6 +14,10 @@ from convkit.converters.decoder_graph.call import POSITION_IDS, Call
 from convkit.converters.decoder_graph.graph import MICROSOFT, Graph
 from convkit.converters.decoder_graph.parts import Parts
 from convkit.converters.decoder_graph.positions import Turns, pair_tables
+from convkit.errors import UnsupportedError
+
+_HEAD_STEP = 8
+"""Source: onnxruntime, contrib_ops/cpu/bert/group_query_attention_helper.h."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class Fused:
 
     def attend(self, parts: Parts, value: str, attention: Attention, cache: Cache) -> str:
         """What attention gives back to the residual path; both (tokens, width)."""
+        if attention.size % _HEAD_STEP:
+            raise UnsupportedError(
+                f"Fused attention needs heads of a multiple of {_HEAD_STEP} numbers; these have "
+                f"{attention.size}.",
+                hint="Plain attention takes any:  attention=plain",
+            )
         graph = self.graph
         query, key, content = projected(parts, value, attention)
         with graph.scope("query"):
