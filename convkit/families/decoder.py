@@ -63,7 +63,7 @@ SILU = ("silu", "swish")
 """What transformers calls it."""
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-FREQUENCIES = {r"rotary_emb\.inv_freq$": "computed from the configuration"}
+RECOMPUTED = {r"rotary_emb\.inv_freq$": "computed from the configuration"}
 
 
 def config_of_shapes(stored: Stored) -> dict[str, Any]:

@@ -99,6 +99,20 @@ def _rounded(bounds: tuple[float, float]) -> tuple[float, float]:
     return float(math.floor(bounds[0])), float(math.ceil(bounds[1]))
 
 
+def notes_of(config: Config) -> tuple[str, ...]:
+    """What is to be said of longrope, whose two sets of factors are chosen by other rules.
+
+    Source: llama.cpp, `llama_model::get_rope_factors`; transformers, `longrope_frequency_update`.
+    """
+    rope = config.rope()
+    if rope.kind != "longrope":
+        return ()
+    return (
+        f"in contexts of more than {rope.original_context} tokens llama.cpp turns by long_factor "
+        "from the first token on; transformers does once the text is that long",
+    )
+
+
 def rotated(config: Config) -> int:
     """Numbers of a head that are turned."""
     return int(config.head_size * config.rope().share)

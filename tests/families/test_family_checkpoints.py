@@ -13,10 +13,11 @@ from convkit.checkpoint.rows import Held, Rows
 from convkit.errors import UnsupportedError
 from convkit.families import mapping, pooling
 from convkit.families.config import Config
-from convkit.families.family import family_of
+from convkit.families.family import family_of, family_of_architecture
 from convkit.ggml.file import GgufFile
 from convkit.ggml.model import GgufModel, Output, write
 from convkit.ggml.types import TYPES
+from tests import material
 from tests.families import journey
 from tests.families.networks import HALF_GELU, Network
 
@@ -118,6 +119,14 @@ def test_a_window_that_llama_cpp_does_not_have_is_said_and_comes_back(tmp_path: 
     assert (journey.computed(journey.loaded(tmp_path / "back"), ids) == reference).all()
 
 
+def test_how_llama_cpp_chooses_longrope_factors_is_said() -> None:
+    rope = {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}
+    config = Config({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "head_dim": 96,
+                     "original_max_position_embeddings": 2048, "rope_parameters": rope})  # fmt: skip
+    (note,) = family_of(config).notes(config)
+    assert "more than 2048 tokens" in note
+
+
 def test_heads_of_a_bert_are_left_out_with_the_reason(tmp_path: Path) -> None:
     built, ids = _BERT.build(), _BERT.ids()
     made = journey.to_gguf(saved(built, tmp_path / "hf"), tmp_path / "model.gguf")
@@ -202,3 +211,46 @@ def test_quantized_matrices_are_unpacked_before_they_are_turned_around(tmp_path:
         assert entry.sources[0].names == (source,)
         assert turned.shape == (32, 96)
         assert (turned.array() == file.tensors[name].array().T).all()
+
+
+@pytest.mark.slow
+def test_minilm_gives_the_same_embeddings(tmp_path: Path) -> None:
+    import transformers
+
+    from convkit.ggml.llama import LlamaModel
+
+    folder = material.minilm_folder()
+    made = journey.to_gguf(folder, tmp_path / "minilm.gguf")
+    assert set(made.mapped.dropped) == {
+        "embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"
+    }  # fmt: skip
+    network = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.randint(1000, 30_000, (256,), generator=torch.manual_seed(0))
+    expected = torch.from_numpy(journey.computed(network, ids).mean(0)).double()
+    with LlamaModel(made.path, threads=1) as model:
+        found = torch.from_numpy(model.pooled(ids.tolist())).double()
+    assert torch.nn.functional.cosine_similarity(expected, found, dim=0) > 0.99999
+
+
+def test_the_configuration_of_smollm2_is_the_published_one() -> None:
+    with GgufFile(material.smollm2_file()) as file:
+        family = family_of_architecture(file.header.architecture)
+        config = family.config(mapping.stored_of(file.header.get, file.tensors))
+        mapped = mapping.to_torch(family, Config(config), file.tensors)
+    assert (
+        config.items()
+        >= {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "max_position_embeddings": 8192,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-05,
+            "tie_word_embeddings": True,
+            "vocab_size": 49152,
+        }.items()
+    )
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 100_000.0}
+    assert len(mapped.tensors) == 30 * 9 + 2

@@ -10,7 +10,7 @@ from convkit.checkpoint.rows import Array
 from convkit.families import rotary
 from convkit.families.changes import Change, Permuted
 from convkit.families.config import Config
-from convkit.families.decoder import check_heads, config_of_shapes
+from convkit.families.decoder import RECOMPUTED, check_heads, config_of_shapes
 from convkit.families.family import Family, Stored
 from convkit.families.keys import (
     CONTEXT,
@@ -145,6 +145,6 @@ FAMILY = Family(
     },
     check=_check,
     notes=_notes,
-    dropped={r"rotary_emb\.inv_freq$": "computed from the configuration"},
+    dropped=RECOMPUTED,
     tied={"lm_head.weight": "transformer.word_embeddings.weight"},
 )

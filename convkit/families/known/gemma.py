@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from convkit.families import rotary
-from convkit.families.decoder import ATTENTION, FEED_FORWARD, FEED_FORWARD_NORM, FREQUENCIES, TIED
+from convkit.families.decoder import ATTENTION, FEED_FORWARD, FEED_FORWARD_NORM, RECOMPUTED, TIED
 from convkit.families.family import Family, Stored
 from convkit.families.gemma import DEMANDS, OUTSIDE, around_one, configuration, metadata
 from convkit.families.rotary_recovery import rope_of
@@ -34,6 +34,6 @@ FAMILY = Family(
     config=_config,
     demands={**DEMANDS, "hidden_act": _TANH},
     check=rotary.check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
     tied=TIED,
 )

@@ -8,7 +8,7 @@ from typing import Any
 from convkit.errors import UnsupportedError
 from convkit.families import rotary
 from convkit.families.config import Config
-from convkit.families.decoder import ATTENTION, FEED_FORWARD, FREQUENCIES, TIED
+from convkit.families.decoder import ATTENTION, FEED_FORWARD, RECOMPUTED, TIED
 from convkit.families.family import Family, Stored
 from convkit.families.gemma import (
     DEMANDS,
@@ -85,6 +85,6 @@ FAMILY = Family(
     config=_config,
     demands={**DEMANDS, "hidden_activation": ("gelu_pytorch_tanh",)},
     check=_check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
     tied=TIED,
 )

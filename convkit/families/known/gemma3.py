@@ -8,7 +8,7 @@ from typing import Any
 from convkit.errors import UnsupportedError
 from convkit.families import rotary
 from convkit.families.config import Config
-from convkit.families.decoder import ATTENTION, FEED_FORWARD, FREQUENCIES, QUERY_NORMS, TIED
+from convkit.families.decoder import ATTENTION, FEED_FORWARD, QUERY_NORMS, RECOMPUTED, TIED
 from convkit.families.family import Family, Stored
 from convkit.families.gemma import (
     DEMANDS,
@@ -114,7 +114,7 @@ FAMILY = Family(
         ("model.", "model.language_model."),
     ),
     dropped={
-        **FREQUENCIES,
+        **RECOMPUTED,
         r"^(model\.)?(vision_tower|multi_modal_projector)\.": "it is the part that sees images, "
         "which llama.cpp keeps in a file of its own",
     },

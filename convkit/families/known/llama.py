@@ -11,8 +11,8 @@ from convkit.families.config import Config
 from convkit.families.decoder import (
     FEED_FORWARD,
     FEED_FORWARD_NORM,
-    FREQUENCIES,
     OUTSIDE,
+    RECOMPUTED,
     SILU,
     TIED,
     config_of_shapes,
@@ -124,7 +124,8 @@ def _config(stored: Stored) -> dict[str, Any]:
 
 
 def _notes(config: Config) -> tuple[str, ...]:
-    return windows.notes_of(config) if config.model_type != "llama" else ()
+    windowed = windows.notes_of(config) if config.model_type != "llama" else ()
+    return (*windowed, *rotary.notes_of(config))
 
 
 FAMILY = Family(
@@ -137,7 +138,7 @@ FAMILY = Family(
     demands={"hidden_act": SILU},
     check=_check,
     notes=_notes,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
     tied=TIED,
     derived=rotary.tensors_of,
 )

@@ -8,8 +8,8 @@ from convkit.families import rotary, windows
 from convkit.families.config import Config
 from convkit.families.decoder import (
     FEED_FORWARD_NORM,
-    FREQUENCIES,
     OUTSIDE,
+    RECOMPUTED,
     SILU,
     TIED,
     check_heads,
@@ -67,6 +67,10 @@ def _config(stored: Stored) -> dict[str, Any]:
     }
 
 
+def _notes(config: Config) -> tuple[str, ...]:
+    return (*windows.notes_of(config), *rotary.notes_of(config))
+
+
 FAMILY = Family(
     architecture="phi3",
     model_types=("phi3",),
@@ -76,8 +80,8 @@ FAMILY = Family(
     config=_config,
     demands={"hidden_act": SILU},
     check=_check,
-    notes=windows.notes_of,
-    dropped=FREQUENCIES,
+    notes=_notes,
+    dropped=RECOMPUTED,
     tied=TIED,
     derived=rotary.tensors_of,
 )

@@ -10,8 +10,8 @@ from convkit.families.decoder import (
     ATTENTION,
     FEED_FORWARD,
     FEED_FORWARD_NORM,
-    FREQUENCIES,
     OUTSIDE,
+    RECOMPUTED,
     SILU,
     TIED,
     check_heads,
@@ -61,6 +61,6 @@ FAMILY = Family(
     config=_config,
     demands={"hidden_act": SILU},
     check=_check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
     tied=TIED,
 )

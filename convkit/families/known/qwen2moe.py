@@ -12,7 +12,7 @@ from convkit.families.decoder import (
     EXPERTS,
     FEED_FORWARD_NORM,
     FINAL_NORM,
-    FREQUENCIES,
+    RECOMPUTED,
     REPEATED_HEAD,
     SILU,
     check_heads,
@@ -99,5 +99,5 @@ FAMILY = Family(
         "mlp_only_layers": ([], None),
     },
     check=_check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
 )

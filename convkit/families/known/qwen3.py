@@ -10,9 +10,9 @@ from convkit.families.decoder import (
     ATTENTION,
     FEED_FORWARD,
     FEED_FORWARD_NORM,
-    FREQUENCIES,
     OUTSIDE,
     QUERY_NORMS,
+    RECOMPUTED,
     SILU,
     TIED,
     config_of_shapes,
@@ -63,6 +63,6 @@ FAMILY = Family(
     config=_config,
     demands={"hidden_act": SILU, "attention_bias": (False, None)},
     check=_check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
     tied=TIED,
 )

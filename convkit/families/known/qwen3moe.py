@@ -10,9 +10,9 @@ from convkit.families.decoder import (
     ATTENTION,
     EXPERTS,
     FEED_FORWARD_NORM,
-    FREQUENCIES,
     OUTSIDE,
     QUERY_NORMS,
+    RECOMPUTED,
     SILU,
     TIED,
     config_of_shapes,
@@ -84,6 +84,6 @@ FAMILY = Family(
         "mlp_only_layers": ([], None),
     },
     check=_check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
     tied=TIED,
 )

@@ -12,7 +12,7 @@ from convkit.families.decoder import (
     EMBEDDING,
     FEED_FORWARD,
     FINAL_NORM,
-    FREQUENCIES,
+    RECOMPUTED,
     REPEATED_HEAD,
     SILU,
     check_heads,
@@ -98,5 +98,5 @@ FAMILY = Family(
     config=_config,
     demands={"hidden_act": SILU},
     check=_check,
-    dropped=FREQUENCIES,
+    dropped=RECOMPUTED,
 )
