@@ -121,8 +121,9 @@ def test_a_window_that_llama_cpp_does_not_have_is_said_and_comes_back(tmp_path: 
 
 def test_how_llama_cpp_chooses_longrope_factors_is_said() -> None:
     rope = {"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}
-    config = Config({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "head_dim": 96,
-                     "original_max_position_embeddings": 2048, "rope_parameters": rope})  # fmt: skip
+    config = Config(
+        {"model_type": "phi3", "original_max_position_embeddings": 2048, "rope_parameters": rope}
+    )
     (note,) = family_of(config).notes(config)
     assert "more than 2048 tokens" in note
 
