@@ -14,7 +14,7 @@ from convkit.checkpoint.writing import FolderModel, Target, is_exact_in, names_o
 from convkit.errors import ModelError
 from convkit.families import mapping
 from convkit.families.config import Config
-from convkit.families.family import Family, Stored, family_of_architecture
+from convkit.families.family import Family, family_of_architecture
 from convkit.ggml.file import GgufFile
 from convkit.ggml.header import Header
 
@@ -23,7 +23,6 @@ _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TRANSFORMERS = "5.0.0"
 """The generation whose spelling is written; transformers doubts older tokenizers of some models."""
 
-_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _ROLES = ("bos", "eos", "padding")
 
 
@@ -44,11 +43,19 @@ def folder_model(file: GgufFile, precision: Precision) -> FolderModel:
     mapped = mapping.to_torch(family, Config(config), file.tensors)
     targets, dtype, notes = _targets(mapped.tensors, _DTYPES.get(precision, "F32"))
     config |= {"dtype": _NAMES[dtype], "transformers_version": _TRANSFORMERS}
-    files = {"config.json": _json(config), **_tokenizer(header)}
-    if not family.gives_embeddings:
-        files["generation_config.json"] = _json(_token_ids(header))
+    files = text_files(file, family, config)
     finish = (functools.partial(_prove, header.path),) if "tokenizer.json" in files else ()
     return FolderModel(targets, files, notes, finish=finish)
+
+
+def text_files(file: GgufFile, family: Family, config: Mapping[str, Any]) -> dict[str, str]:
+    """Path in a folder -> text: configuration and tokenizer."""
+    stored = mapping.stored_of(file.header.get, file.tensors)
+    own = {"config.json": config, **family.files(stored)}
+    files = {name: _json(content) for name, content in own.items()} | _tokenizer(file.header)
+    if not family.gives_embeddings:
+        files["generation_config.json"] = _json(_token_ids(file.header))
+    return files
 
 
 def _prove(source: Path, folder: Path, note: Callable[[str], None]) -> None:
@@ -61,10 +68,8 @@ def _prove(source: Path, folder: Path, note: Callable[[str], None]) -> None:
 
 def config_of(family: Family, file: GgufFile) -> dict[str, Any]:
     """The configuration that a GGUF file stands for."""
-    header = file.header
-    small = {name: file.tensors[name].array() for name in _POSITIONS if name in file.tensors}
-    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
-    return {**family.config(Stored(header.get, shapes, small)), **_token_ids(header)}
+    stored = mapping.stored_of(file.header.get, file.tensors)
+    return {**family.config(stored), **_token_ids(file.header)}
 
 
 def _token_ids(header: Header) -> dict[str, int]:
@@ -105,5 +110,5 @@ def _tokenizer(header: Header) -> dict[str, str]:
     return from_metadata(plain)
 
 
-def _json(document: Mapping[str, Any]) -> str:
+def _json(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -61,7 +61,13 @@ def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
     scheme = SCHEMES[DEFAULT_SCHEMES[precision]]
     metadata = _metadata(family, config, source.path, scheme, vocabulary)
     unpacked = [checkpoint.quantization] if checkpoint.quantization else []
-    notes = [*unpacked, *checkpoint.notes, *vocabulary.notes, *_told(mapped.dropped)]
+    notes = [
+        *unpacked,
+        *checkpoint.notes,
+        *family.notes(config),
+        *vocabulary.notes,
+        *_told(mapped.dropped),
+    ]
     outputs = tuple(_outputs(mapped.tensors, scheme))
     return GgufModel(
         metadata={key: typed(value) for key, value in metadata.items()},
@@ -75,19 +81,27 @@ def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
 def _metadata(
     family: Family, config: Config, folder: Path, scheme: Scheme, vocabulary: Vocabulary
 ) -> Mapping[str, Any]:
-    own = {
-        key.replace("ARCH", family.architecture): value
-        for key, value in family.metadata(config).items()
-    }
+    said = {**family.metadata(config), **family.beside(folder)}
+    own = {key.replace("ARCH", family.architecture): value for key, value in said.items()}
     return {
         "general.architecture": family.architecture,
         "general.type": "model",
-        "general.name": folder.resolve().name,
+        "general.name": _name(family, folder),
         "general.file_type": scheme.file_type,
         "general.quantization_version": 2,
         **own,
         **vocabulary.metadata(),
     }
+
+
+def _name(family: Family, folder: Path) -> str:
+    """The folder's name; llama.cpp knows how Phi-3 strips spaces by the model's name alone.
+
+    Source: llama.cpp, `src/llama-vocab.cpp` (`phi-3` in `general.name`).
+    """
+    name = folder.resolve().name
+    is_told = family.architecture != "phi3" or "phi-3" in name.lower()
+    return name if is_told else f"{name} (Phi-3)"
 
 
 def _outputs(tensors: Mapping[str, Rows], scheme: Scheme) -> Iterator[Output]:

@@ -87,7 +87,7 @@ class OnnxLanguageRunner(FolderLanguage):
         ids = feeds[self._graph.ids.name]
         mask = None if self._graph.mask is None else feeds[self._graph.mask.name]
         pieces, cache = [], None
-        for begin, end in self._pieces(ids.shape[1]):
+        for begin, end in self._pieces(*ids.shape):
             seen = None if mask is None else mask[:, :end]
             logits, cache = self.continued(ids[:, begin:end], begin, cache, seen)
             pieces.append(logits)
@@ -173,9 +173,14 @@ class OnnxLanguageRunner(FolderLanguage):
             raise run_error(self._name, cause) from cause
         return from_value(graph.logits.name, found[0]), found[1:]
 
-    def _pieces(self, length: int) -> list[tuple[int, int]]:
-        """Begin and end of the pieces that a text of this length is fed in."""
-        within = {length // 2, max(0, length - 1)} if self.has_cache else set()
+    def _pieces(self, batch: int, length: int) -> list[tuple[int, int]]:
+        """Begin and end of the pieces that texts of this length are fed in.
+
+        A batch goes on token by token: ONNX Runtime's fused attention takes no more at a time.
+        """
+        within = {max(0, length - 1)} if self.has_cache else set()
+        if self.has_cache and batch == 1:
+            within.add(length // 2)
         return list(itertools.pairwise(sorted({0, *within, length})))
 
     def _empty(self, batch: int) -> list[Any]:
