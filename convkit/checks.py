@@ -13,7 +13,8 @@ import numpy as np
 
 from convkit import metrics
 from convkit.artifact import Precision
-from convkit.distributions import DistributionLimits, Predictions
+from convkit.distributions import Predictions, least_cosine
+from convkit.language_limits import LanguageLimits
 from convkit.metrics import Array
 from convkit.step import Feeds
 
@@ -92,6 +93,11 @@ class Check:
         }
 
 
+def label_of(feeds: Feeds) -> str:
+    """A sample by its shapes: `x (1, 3, 224, 224)`."""
+    return ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+
+
 class Tally:
     """Collects checks and keeps the worst of each (output, metric)."""
 
@@ -148,26 +154,38 @@ class Tally:
             limit = self._limits.top1
             self.add(Check(name, "agreement", share, limit, share >= limit, label))
 
-    def judge_distribution(
+    def judge_meaning(
         self,
         name: str,
         feeds: Feeds,
         pair: tuple[Array, Array],
-        label: str,
-        limits: DistributionLimits,
+        limits: LanguageLimits,
+        *,
+        is_vector: bool,
     ) -> None:
-        """Shape, then what the two logits, reference first, say of the next token."""
-        expected, got = pair
+        """Shape, then what logits say of the next token, or where embeddings point.
+
+        Args:
+            name: of the output.
+            feeds: the inputs.
+            pair: reference and candidate, (batch, sequence, vocabulary or width).
+            limits: how far they may be apart.
+            is_vector: they are embeddings.
+        """
+        label, (expected, got) = label_of(feeds), pair
         same_shape = expected.shape == got.shape
         shapes = label if same_shape else f"{label}: {got.shape}, not {expected.shape}"
         self.add(Check(name, "shape", float(not same_shape), 0.0, same_shape, shapes))
-        if not same_shape:
-            return
-        bad = metrics.nonfinite_count(expected, got)
+        bad = metrics.nonfinite_count(expected, got) if same_shape else 1
         self.add(Check(name, "nonfinite", float(bad), 0.0, bad == 0, label))
         if bad:
             return
-        self._predictions.setdefault(name, Predictions(limits)).add(feeds, expected, got)
+        if is_vector:
+            value = least_cosine(feeds, expected, got)
+            passed = value >= limits.cosine
+            self.add(Check(name, "token_cosine", value, limits.cosine, passed, label))
+        else:
+            self._predictions.setdefault(name, Predictions(limits)).add(feeds, expected, got)
 
     def _judge_real(
         self, name: str, expected: Array, got: Array, label: str, resolution: float

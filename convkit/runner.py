@@ -32,6 +32,10 @@ class Runner(abc.ABC):
             last, when the model was converted, because its user asked for it.
         distributions: outputs that are logits and are judged as what they mean, probabilities: the
             runtime computes them in another way than a sum of products in float32.
+        vectors: outputs that are embeddings and are judged by their direction, likewise.
+        scheme: how its weights are quantized (`q4_k_m`), where the precision alone does not tell.
+        rounds_activations: whether the runtime rounds activations, to eight bits or to bfloat16,
+            whatever the weights are worth.
         without: outputs that other formats of this model have and this one has no place for.
     """
 
@@ -40,6 +44,9 @@ class Runner(abc.ABC):
     resolution: Mapping[str, float] = MappingProxyType({})
     channels_last: frozenset[str] = frozenset()
     distributions: frozenset[str] = frozenset()
+    vectors: frozenset[str] = frozenset()
+    scheme: str = ""
+    rounds_activations: bool = False
     without: frozenset[str] = frozenset()
 
     @abc.abstractmethod
@@ -97,17 +104,12 @@ class LanguageRunner(Runner):
         context_length: tokens it was made for; None where nothing says.
         chat_template: a Jinja template that turns messages into a prompt; "" where there is none.
         special_tokens: role -> text (`bos_token` -> `<s>`), for the chat template.
-        scheme: how its weights are quantized (`q4_k_m`), where the precision alone does not tell.
-        rounds_activations: whether the runtime rounds activations, to eight bits or to bfloat16,
-            whatever the weights are worth.
     """
 
     end_tokens: frozenset[int] = frozenset()
     context_length: int | None = None
     chat_template: str = ""
     special_tokens: Mapping[str, str] = MappingProxyType({})
-    scheme: str = ""
-    rounds_activations: bool = False
 
     @abc.abstractmethod
     def encode(self, text: str, *, is_prompt: bool = True) -> list[int]:

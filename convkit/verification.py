@@ -14,12 +14,16 @@ from convkit.checks import LIMITS as LIMITS
 from convkit.checks import Check as Check
 from convkit.checks import Limits as Limits
 from convkit.checks import Tally
-from convkit.distributions import Party, limits_between
+from convkit.checks import label_of as label_of
 from convkit.errors import ConvkitError, StepError
+from convkit.language_limits import Party, limits_between
 from convkit.matching import accepts, fit_feeds, lost_dimensions
-from convkit.step import Feeds, LanguageRunner, Outputs, Runner
+from convkit.step import Feeds, Outputs, Runner
 
 Array = np.ndarray[Any, Any]
+
+
+_IN_FLOAT = Party(Precision.FP32)
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Recording:
         inputs, outputs: its specs; outputs in order.
         runs: (feeds, outputs) pairs.
         refused: shapes the model itself refused, with its words.
-        resolution, channels_last, distributions: see `Runner`.
-        party: the model as one that predicts text; None where it does not.
+        resolution, channels_last, distributions, vectors: see `Runner`.
+        party: what its weights are worth, and what its runtime rounds.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -41,7 +45,8 @@ class Recording:
     resolution: Mapping[str, float] = field(default_factory=dict)
     channels_last: frozenset[str] = frozenset()
     distributions: frozenset[str] = frozenset()
-    party: Party | None = None
+    vectors: frozenset[str] = frozenset()
+    party: Party = _IN_FLOAT
 
     @property
     def samples(self) -> tuple[Feeds, ...]:
@@ -127,13 +132,12 @@ def record(
         dict(runner.resolution),
         runner.channels_last,
         runner.distributions,
+        runner.vectors,
         _party(runner, precision),
     )
 
 
-def _party(runner: Runner, precision: Precision) -> Party | None:
-    if not isinstance(runner, LanguageRunner):
-        return None
+def _party(runner: Runner, precision: Precision) -> Party:
     return Party(precision, runner.scheme, runner.rounds_activations)
 
 
@@ -161,8 +165,9 @@ def compare(
         check = Check("inputs", "shape", 1.0, 0.0, False, f"takes none of the inputs: {shapes}")
         return Comparison((check,), lost)
     tally = Tally(LIMITS[precision], precision)
-    party = _party(candidate, precision)
-    distributions = reference.distributions | candidate.distributions if party else frozenset()
+    limits = limits_between(reference.party, _party(candidate, precision))
+    distributions = reference.distributions | candidate.distributions
+    vectors = reference.vectors | candidate.vectors
     renamed: dict[str, str] = {}
     without: set[str] = set()
     for feeds, expected in usable:
@@ -179,9 +184,9 @@ def compare(
                 without.add(name)
             elif other is None:
                 tally.add(Check(name, "name", 1.0, 0.0, False, f"got {', '.join(got)}"))
-            elif name in distributions and party and reference.party:
-                limits = limits_between(reference.party, party)
-                tally.judge_distribution(name, feeds, (expected[name], got[other]), label, limits)
+            elif name in distributions | vectors:
+                pair = (expected[name], got[other])
+                tally.judge_meaning(name, feeds, pair, limits, is_vector=name in vectors)
             else:
                 resolution = max(
                     reference.resolution.get(name, 0.0), candidate.resolution.get(other, 0.0)
@@ -190,12 +195,10 @@ def compare(
         extra = max(len(got) - len(expected), 0) if without else len(got) - len(expected)
         tally.add(Check("all", "output_count", float(extra), 0.0, extra == 0, label))
     notes = [f"'{name}' has no place in this format" for name in sorted(without)]
+    unasked = sum(not candidate.can_take(feeds) for feeds, _ in reference.runs)
+    if unasked:
+        notes.append(f"{unasked} of {len(reference.runs)} inputs cannot be asked of this format")
     return Comparison(tally.checks, lost, tuple(renamed.items()), (*tally.notes, *notes))
-
-
-def label_of(feeds: Feeds) -> str:
-    """A sample by its shapes: `x (1, 3, 224, 224)`."""
-    return ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
 
 
 def _match(expected: Outputs, got: Outputs, same_names: bool) -> dict[str, str | None]:

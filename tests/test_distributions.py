@@ -10,7 +10,8 @@ import pytest
 
 from convkit import metrics, recording, verification
 from convkit.artifact import Precision, TensorSpec
-from convkit.distributions import LIMITS, Party, Predictions, limits_between
+from convkit.distributions import Predictions
+from convkit.language_limits import LIMITS, Party, limits_between
 from convkit.errors import SamplesError
 from convkit.ggml.types import SCHEMES
 from convkit.step import Feeds, LanguageRunner, Outputs, Runner

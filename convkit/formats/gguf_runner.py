@@ -57,8 +57,7 @@ class GgufRunner(LanguageRunner):
 
     def __init__(self, header: Header, model: LlamaModel) -> None:
         self.inputs, self.outputs = signature_of(header)
-        self.scheme = scheme_of(header)
-        self.rounds_activations = any(t.kind.name not in _EXACT for t in header.tensors)
+        self.scheme, self.rounds_activations = scheme_of(header), _rounds(header)
         self.context_length = header.get("ARCH.context_length")
         self.chat_template = model.chat_template or ""
         self.special_tokens = special_tokens(header.metadata)
@@ -98,10 +97,12 @@ class GgufEmbeddingRunner(Runner):
         model: opened; closed with the runner.
     """
 
+    vectors = frozenset({"last_hidden_state"})
     without = frozenset({"pooler_output"})
 
     def __init__(self, header: Header, model: LlamaModel) -> None:
         self.inputs, self.outputs = signature_of(header)
+        self.scheme, self.rounds_activations = scheme_of(header), _rounds(header)
         self._model = model
 
     def __call__(self, feeds: Feeds) -> Outputs:
@@ -120,6 +121,10 @@ class GgufEmbeddingRunner(Runner):
     def close(self) -> None:
         """Gives memory back."""
         self._model.close()
+
+
+def _rounds(header: Header) -> bool:
+    return any(tensor.kind.name not in _EXACT for tensor in header.tensors)
 
 
 def _by_row(feeds: Feeds, compute: Any, width: int) -> np.ndarray[Any, Any]:

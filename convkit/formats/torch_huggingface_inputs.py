@@ -192,6 +192,8 @@ def _example(specs: Sequence[TensorSpec], config: Any, sizes: Sizes, seed: int) 
         if name in feeds and isinstance(padding, int) and vocabulary > 2:
             other = (padding + 1) % vocabulary
             feeds[name] = np.where(feeds[name] == padding, other, feeds[name])
+    if "token_type_ids" in feeds and seed % 2 == 0:  # what formats without segments can be asked
+        feeds["token_type_ids"] = np.zeros_like(feeds["token_type_ids"])
     if "attention_mask" in feeds:
         feeds["attention_mask"] = padding_mask(feeds["attention_mask"])
     if "bbox" in feeds:

@@ -1,0 +1,121 @@
+"""How far language models of each scheme of quantization may be from their source.
+
+Runtimes of quantized models round activations too, so two parties are looked at: what their weights
+are worth, and what their runtimes round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from convkit.artifact import Precision
+
+
+@dataclass(frozen=True)
+class LanguageLimits:
+    """How far a language model may move.
+
+    Attributes:
+        kl: mean divergence, in nats a token.
+        top1: at least this share of the same most likely tokens, where the reference decides: its
+            lead is more than twice what `kl` makes probable.
+        ln_perplexity: difference of the logarithms of the perplexities, either way.
+        cosine: of models that give embeddings, the least of any token's two vectors.
+        reason: why these numbers.
+    """
+
+    kl: float
+    top1: float
+    ln_perplexity: float
+    cosine: float
+    reason: str
+
+    @property
+    def margin(self) -> float:
+        """Lead in nats below which the most likely token may change.
+
+        A divergence d goes with log probabilities that are off by about sqrt(2 d).
+        """
+        return 2 * math.sqrt(2 * self.kl)
+
+
+_EXACT = LanguageLimits(
+    1e-5, 1.0, 0.005, 0.9999,
+    "Float weights and a float cache were measured at 1e-11 (F32) and 4e-6 (F16) on SmolLM2-135M.",
+)  # fmt: skip
+ROUNDED = LanguageLimits(
+    0.02, 0.97, 0.03, 0.998,
+    "The same weights in a runtime that rounds activations to eight bits: 4e-3 on SmolLM2-135M.",
+)  # fmt: skip
+_SMALL = "Three times what was measured on SmolLM2-135M; small models suffer most."
+
+LIMITS: Mapping[str, LanguageLimits] = {
+    "f32": _EXACT,
+    "f16": _EXACT,
+    "bf16": LanguageLimits(
+        2e-3, 0.99, 0.01, 0.999, "An 8-bit mantissa of weights and activations; measured at 5e-4."
+    ),
+    **{
+        name: LanguageLimits(kl, top1, ln_perplexity, cosine, _SMALL)
+        for name, kl, top1, ln_perplexity, cosine in (
+            ("q8_0", 0.02, 0.97, 0.03, 0.998),
+            ("q6_k", 0.04, 0.96, 0.05, 0.995),
+            ("q5_k_m", 0.10, 0.95, 0.10, 0.99),
+            ("q5_k_s", 0.12, 0.95, 0.12, 0.99),
+            ("q5_1", 0.12, 0.95, 0.12, 0.99),
+            ("q5_0", 0.15, 0.95, 0.15, 0.99),
+            ("q4_k_m", 0.25, 0.93, 0.25, 0.95),
+            ("q4_k_s", 0.35, 0.93, 0.30, 0.95),
+            ("iq4_xs", 0.35, 0.93, 0.30, 0.95),
+            ("iq4_nl", 0.35, 0.93, 0.30, 0.95),
+            ("q4_1", 0.50, 0.92, 0.40, 0.95),
+            ("q4_0", 0.90, 0.90, 0.60, 0.93),
+            ("q3_k_m", 1.20, 0.85, 0.90, 0.90),
+            ("q3_k_s", 2.00, 0.80, 1.30, 0.85),
+            ("q2_k", 3.50, 0.70, 2.50, 0.70),
+        )
+    },
+}
+"""Scheme -> limits."""
+
+_SCHEME_OF = {
+    Precision.FP32: "f32",
+    Precision.FP16: "f16",
+    Precision.BF16: "bf16",
+    Precision.INT8: "q8_0",
+    Precision.Q4: "q4_k_m",
+}
+
+
+@dataclass(frozen=True)
+class Party:
+    """One side of a comparison.
+
+    Attributes:
+        precision: of its weights.
+        scheme: how they are quantized; "" where the precision tells.
+        rounds: whether its runtime rounds activations.
+    """
+
+    precision: Precision
+    scheme: str = ""
+    rounds: bool = False
+
+
+def limits_between(reference: Party, candidate: Party) -> LanguageLimits:
+    """How far the candidate may be from the reference.
+
+    Where its weights are worth less, its scheme decides; else only what the runtimes round.
+    """
+    same_scheme = not candidate.scheme or candidate.scheme == reference.scheme
+    is_lowered = candidate.precision.bits < reference.precision.bits or (
+        candidate.precision.bits == reference.precision.bits and not same_scheme
+    )
+    if is_lowered or candidate.precision is Precision.BF16 is not reference.precision:
+        return LIMITS[candidate.scheme or _SCHEME_OF[candidate.precision]]
+    if not (reference.rounds or candidate.rounds):
+        return _EXACT
+    is_bf16 = {reference.precision, candidate.precision} <= {Precision.BF16, Precision.FP32}
+    return LIMITS["bf16"] if is_bf16 else ROUNDED
