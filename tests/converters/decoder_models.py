@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import torch
-import transformers
+import pytest
 
 from convkit.checkpoint.folder import open_folder
 from convkit.converters.decoder_graph.build import build
 from convkit.converters.decoder_graph.families import blueprint
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 VOCABULARY = 99
 _COMMON = {
@@ -102,7 +105,7 @@ FORGETTING = ("llama-dynamic", "phi3-long")
 neither in transformers."""
 
 
-def save(name: str, path: Path, dtype: torch.dtype = torch.float32) -> Any:
+def save(name: str, path: Path, dtype: Any = torch.float32) -> Any:
     """Saves a model with weights wide enough for attention to matter; gives the network."""
     kind, options = MODELS[name]
     torch.manual_seed(0)

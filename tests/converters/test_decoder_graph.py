@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import numpy_helper
 
 from convkit.artifact import Artifact, Precision
 from convkit.checkpoint.folder import open_folder
@@ -21,7 +18,7 @@ from convkit.converters.decoder_graph.families import blueprint
 from convkit.errors import ModelError, UnsupportedError, UsageError
 from convkit.formats.onnx_true_half import open_true_half
 from tests.converters import decoder_models as models
-from tests.converters.decoder_models import Session, agreement_db, text
+from tests.converters.decoder_models import Session, agreement_db, onnx, text, torch
 
 SAMPLE = ("llama", "gemma3", "qwen2-moe", "phi3-long", "gpt2", "falcon-new", "stablelm-parallel")
 NAMES = [
@@ -203,7 +200,7 @@ def test_an_expert_computes_on_the_tokens_that_chose_it_and_no_others(saved, tmp
     onnx.save(proto, path)
     session = Session(path)
     router = model.network.model.layers[0].mlp.gate
-    chosen: list[torch.Tensor] = []
+    chosen: list[Any] = []
     hook = router.register_forward_hook(lambda *call: chosen.append(call[2][2]))
     for length in (1, 40):
         some = text(1, length)
@@ -242,7 +239,7 @@ def test_initializers_are_the_tensors_of_the_checkpoint_bit_by_bit(saved, tmp_pa
         for name, (source, how) in metadata["convkit.weights"].items():
             assert how == ""
             wanted = checkpoint.tensors[source].array()
-            assert numpy_helper.to_array(initializers[name]).tobytes() == wanted.tobytes()
+            assert onnx.numpy_helper.to_array(initializers[name]).tobytes() == wanted.tobytes()
 
 
 def test_a_head_equal_to_the_embedding_is_stored_once_and_another_is_kept(saved, tmp_path):

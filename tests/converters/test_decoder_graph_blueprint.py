@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from convkit.converters.decoder_graph.families import FAMILIES, blueprint
 from convkit.errors import ModelError, UnsupportedError
+from tests.converters.decoder_models import torch, transformers
 
 SMALL = {
     "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,

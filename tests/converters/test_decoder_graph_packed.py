@@ -4,20 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
 from convkit.checkpoint.rows import Held, Rows
 from convkit.converters.decoder_graph.build import build
 from convkit.converters.decoder_graph.families import blueprint
 from convkit.converters.decoder_graph.graph import FLOAT, INT64, Graph
 from convkit.converters.decoder_graph.matrices import PackedMatrix, matrix_of
+from convkit.converters.decoder_graph.packed import (
+    form_of,
+    moved_offsets,
+    packed_levels,
+    restored,
+)
 from convkit.converters.onnx_stream import write_streamed
-from convkit.ggml.dequantize import dequantize
+from convkit.ggml.dequantize import dequantize, unpacked
 from convkit.ggml.quantize import quantize
 from convkit.ggml.types import TYPES
-from tests.converters.decoder_models import Session, agreement_db, text
+from tests.converters.decoder_models import Session, agreement_db, onnx, text, transformers
 
 BITS = {
     "Q4_0": 4, "Q4_1": 4, "Q5_0": 8, "Q5_1": 8, "Q8_0": 8, "Q2_K": 4, "Q3_K": 4, "Q4_K": 4,
@@ -58,12 +62,15 @@ def session_on(rows: Rows, path: Path, accuracy_level: int) -> tuple[Session, An
     takes = {"x": (FLOAT, ["m", length]), "b": (FLOAT, [count]), "numbers": (INT64, ["n"])}
     gives = {"y": (FLOAT, ["m", count]), "r": (FLOAT, ["n", length])}
     inputs, outputs = (
-        [helper.make_tensor_value_info(name, *spec) for name, spec in specs.items()]
+        [onnx.helper.make_tensor_value_info(name, *spec) for name, spec in specs.items()]
         for specs in (takes, gives)
     )
-    model = helper.make_model(
-        helper.make_graph(graph.nodes, "matrix", inputs, outputs, graph.constants),
-        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(graph.nodes, "matrix", inputs, outputs, graph.constants),
+        opset_imports=[
+            onnx.helper.make_opsetid("", 20),
+            onnx.helper.make_opsetid("com.microsoft", 1),
+        ],
         ir_version=10,
     )
     write_streamed(model, list(graph.weights.values()), path)
@@ -83,6 +90,22 @@ def test_packed_numbers_are_those_of_ggml(tmp_path, kind):
     tolerance = 1e-6 * np.abs(wanted).max(axis=1, keepdims=True)
     assert (np.abs(product.T - wanted) <= tolerance).all()
     assert (np.abs(looked_up - wanted) <= tolerance).all()
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_what_was_packed_is_restored(kind):
+    rows = Quantized(values(), kind)
+    form = form_of(kind)
+    assert form is not None
+    part = unpacked(rows.stored(0, ROWS), TYPES[kind])
+    offsets = moved_offsets(part, form) if form.has_offsets else None
+    back = restored(packed_levels(part, form), part.scales, offsets, form)
+    np.testing.assert_array_equal(back.levels, part.levels)
+    assert (back.zero, back.group_length) == (part.zero, part.group_length)
+    assert (back.offsets is None) == (part.offsets is None)
+    wanted = rows.array()
+    tolerance = 1e-6 * np.abs(wanted).max(axis=1, keepdims=True)
+    assert (np.abs(back.values() - wanted) <= tolerance).all()
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
@@ -143,6 +166,22 @@ def test_a_network_on_packed_weights_is_the_one_on_their_numbers(tmp_path, kind,
     assert agreement_db(logits[1], logits[0]) > 100
 
 
+def test_a_type_that_cannot_be_packed_becomes_float_and_is_told(tmp_path):
+    class Odd(Unquantized):
+        def __init__(self, rows: Rows) -> None:
+            super().__init__(rows)
+            self.dtype = "IQ2_XXS"
+
+    config = {**WIDE, "model_type": "llama"}
+    generator = np.random.default_rng(0)
+    tensors = {
+        name: _tensor(generator, name, shape, "Q8_0") for name, shape in _shapes("llama").items()
+    }
+    name = "model.layers.0.mlp.down_proj.weight"
+    built = build(blueprint(config), {**tensors, name: Odd(tensors[name])}, config)
+    assert built.notes == ("tensors of type IQ2_XXS that became floats: 1",)
+
+
 class Unquantized(Rows):
     """The float32 numbers of a tensor."""
 
@@ -157,8 +196,6 @@ class Unquantized(Rows):
 
 
 def _shapes(family: str) -> dict[str, tuple[int, ...]]:
-    import transformers
-
     kind = {"llama": "Llama", "qwen2_moe": "Qwen2Moe"}[family]
     options = {**WIDE, "num_experts": 3, "moe_intermediate_size": 256, "num_experts_per_tok": 2,
                "shared_expert_intermediate_size": 256}  # fmt: skip

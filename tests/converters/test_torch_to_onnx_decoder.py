@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
 
 from convkit import graph, library
 from convkit.artifact import Artifact, Opening, Precision, TensorSpec
@@ -26,28 +24,26 @@ from convkit.ggml.file import GgufFile
 from convkit.step import Work
 from tests import material
 from tests.converters import decoder_models as models
-from tests.converters.decoder_models import Session, agreement_db, text
+from tests.converters.decoder_models import Session, agreement_db, onnx, text, torch
 from tests.language_models import language_folder
 
-LOGITS = TensorSpec("logits", "float32", ("batch", "sequence", 99))
 
-
-def run(source: Artifact, out: Path, recorded: Artifact | None = None, **options: Any) -> list[str]:
-    """Runs the rung alone; its notes."""
+def run(source: Artifact, out: Path, **options: Any) -> list[str]:
+    """Runs the rung alone, where loading or running the source would fail; its notes."""
     notes: list[str] = []
-    load = graph.discover().format("torch").load
-    assert load is not None
-    work = Work(
-        [], load, notes.append, lambda what, done, total: None, recorded=lambda: recorded or source
-    )
+
+    def refuse(*told: Any) -> Any:
+        raise AssertionError("the source is not to be loaded")
+
+    work = Work([], refuse, notes.append, lambda *told: None, recorded=refuse)
     decoder.run(source, out, work, **options)
     return notes
 
 
-def tiny(name: str, path: Path, dtype: torch.dtype = torch.float32) -> Artifact:
+def tiny(name: str, path: Path, dtype: Any = torch.float32) -> Artifact:
     """A model of `decoder_models` as the pipeline finds it."""
     models.save(name, path, dtype)
-    return replace(graph.detect(path), outputs=(LOGITS,))
+    return graph.detect(path)
 
 
 def test_it_is_tried_first():
@@ -93,6 +89,15 @@ def test_weights_keep_the_precision_of_the_folder(tmp_path):
     assert kinds["model.layers.0.mlp.up_proj.weight"] == onnx.TensorProto.BFLOAT16
 
 
+def test_tensors_wider_than_the_model_are_rounded_and_told(tmp_path):
+    source = tiny("llama", tmp_path / "model", torch.float16)
+    network = models.load(source.path)
+    network.model.norm.float()
+    network.save_pretrained(source.path)
+    notes = run(source, tmp_path / "m.onnx")
+    assert notes == ["tensors rounded from F32, as PyTorch does when it loads them: 1"]
+
+
 def test_keys_that_mean_nothing_are_told(tmp_path):
     source = tiny("llama", tmp_path / "model")
     config = {**models.config_of(source.path), "logit_scale": 0.5}
@@ -129,8 +134,9 @@ def test_other_models_are_left_to_the_next_rung(tmp_path):
         run(factory, tmp_path / "out")
     with pytest.raises(RungSkipped, match="opset 18 and above, not 17"):
         run(llama, tmp_path / "out", opset=17)
-    with pytest.raises(RungSkipped, match="from token ids to logits"):
-        run(llama, tmp_path / "out", replace(llama, outputs=(replace(LOGITS, name="scores"),)))
+    embedded = TensorSpec("inputs_embeds", "float32", ("batch", "sequence", 32))
+    with pytest.raises(RungSkipped, match="that take token ids and their mask"):
+        run(replace(llama, inputs=(embedded,)), tmp_path / "out")
     opt = graph.detect(language_folder("opt", tmp_path / "opt", has_tokenizer=False))
     with pytest.raises(RungSkipped, match="No blueprint for language models of type 'opt'"):
         run(opt, tmp_path / "out")
@@ -159,7 +165,7 @@ from convkit import graph
 from convkit.converters.torch_to_onnx.decoder import decoder
 from convkit.step import Work
 source = graph.detect(Path(sys.argv[1]))
-decoder.run(source, Path(sys.argv[2]), Work([], None, print, lambda what, done, total: None))
+decoder.run(source, Path(sys.argv[2]), Work([], None, print, lambda *told: None))
 status = Path("/proc/self/status").read_text()  # what getrusage tells includes the parent
 print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ from convkit.converters.decoder_graph.fused import Fused
 from convkit.converters.decoder_graph.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph
 from convkit.converters.decoder_graph.matrices import Matrix
 from convkit.converters.decoder_graph.parts import Parts
-from convkit.converters.decoder_graph.weights import Weights, are_equal
+from convkit.converters.decoder_graph.weights import CHANGED, Weights, are_equal
 from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES, Streamed, write_streamed
 from convkit.errors import UnsupportedError, UsageError
+from convkit.ggml.types import TYPES
 
 if TYPE_CHECKING:
     import onnx
@@ -117,10 +119,26 @@ def build(
     network = _Network(blueprint, graph, weights, DIALECTS[attention](graph, Call(graph)))
     network.build()
     weights.check_all_used()
-    notes: tuple[str, ...] = ()
+    return Built(
+        _model(blueprint, graph, config),
+        tuple(graph.weights.values()),
+        tuple(_notes(blueprint, graph)),
+    )
+
+
+def _notes(blueprint: Blueprint, graph: Graph) -> Iterator[str]:
+    """What a user should hear: options nobody looked at, tensors that are not stored as they were.
+
+    Half types that became float32 are no such thing: it holds them exactly.
+    """
     if blueprint.unread:
-        notes = (f"config.json keys without a meaning here: {', '.join(blueprint.unread)}",)
-    return Built(_model(blueprint, graph, config), tuple(graph.weights.values()), notes)
+        yield f"config.json keys without a meaning here: {', '.join(blueprint.unread)}"
+    changes = (how.rpartition(CHANGED)[2] for _, how in graph.sources.values() if CHANGED in how)
+    for kind, count in Counter(changes).items():
+        if TYPES[kind].is_quantized:
+            yield f"tensors of type {kind} that became floats: {count}"
+        elif graph.float_type != FLOAT:
+            yield f"tensors rounded from {kind}, as PyTorch does when it loads them: {count}"
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,8 @@ def matrix_of(
         how: which part of that it is, where it is not all.
         is_turned: it lies (inputs, outputs).
     """
-    form = None if is_turned else form_of(rows.dtype)
+    is_float = is_turned or graph.float_type != FLOAT  # scales have the type of what they scale
+    form = None if is_float else form_of(rows.dtype)
     if form is None:
         weight, change = streamed(name, rows, graph.float_type)
         told = ", ".join(filter(None, (how, change)))

@@ -109,7 +109,7 @@ def packed_levels(part: Unpacked, form: Form) -> Array:
     """Levels moved to the operator's middle: uint8 (rows, blocks, bytes of a block)."""
     # Unsigned arithmetic wraps, so a shift downwards is one upwards.
     levels = part.levels + np.uint8((form.middle - form.centre) % 256)
-    blocks = levels.reshape(len(levels), -1, form.block)
+    blocks: Array = levels.reshape(len(levels), -1, form.block)
     if form.bits == 8:
         return blocks
     packed: Array = blocks[..., ::2] | (blocks[..., 1::2] << 4)
@@ -122,6 +122,27 @@ def moved_offsets(part: Unpacked, form: Form) -> Array:
     if part.offsets is not None:
         moved += part.offsets
     return moved.astype(np.float32)
+
+
+def restored(levels: Array, scales: Array, offsets: Array | None, form: Form) -> Unpacked:
+    """A type's own levels, scales and offsets from what was packed; the way back.
+
+    Levels and scales are exact; offsets are off by at most 2^-24 of the larger of themselves and
+    the scale times the levels that they were moved by.
+
+    Args:
+        levels: as `packed_levels` gives them.
+        scales: float32 (rows, blocks).
+        offsets: as `moved_offsets` gives them, None where the form has none.
+        form: how they were packed.
+    """
+    if form.bits == 4:
+        levels = np.stack((levels & 15, levels >> 4), axis=-1)
+    own = levels.reshape(len(levels), -1) - np.uint8((form.middle - form.centre) % 256)
+    if offsets is not None:
+        moved = scales.astype(np.float64) * (form.centre - form.zero)
+        offsets = (offsets - moved).astype(np.float32)
+    return Unpacked(own, form.zero, scales, offsets, form.block)
 
 
 def _scales(part: Unpacked, form: Form) -> Array:

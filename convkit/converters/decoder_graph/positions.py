@@ -64,11 +64,9 @@ def _angles(graph: Graph, column: str, frequencies: str) -> str:
 def _frequencies(graph: Graph, positions: str, rotary: Rotary, repeats: int, rest: int) -> str:
     """A frequency for each number: those of the pairs, `repeats` times, then zeros."""
 
-    def spread(values: tuple[float, ...], name: str, fill: float = 0.0) -> str:
-        array = np.concatenate(
-            [np.tile(np.array(values, np.float32), repeats), np.full(rest, fill)]
-        )
-        return graph.floats(array, name)
+    def spread(values: tuple[float, ...], name: str) -> str:
+        repeated = np.tile(np.array(values, np.float32), repeats)
+        return graph.floats(np.concatenate([repeated, np.zeros(rest)]), name)
 
     if rotary.growth is not None:
         exponents = tuple(np.arange(0, rotary.width, 2, dtype=np.float32) / rotary.width)

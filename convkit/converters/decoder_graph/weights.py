@@ -17,6 +17,9 @@ _STORED = {"F32": FLOAT, "F16": FLOAT16, "BF16": BFLOAT16}
 _ITEM_BYTES = {FLOAT: 4, FLOAT16: 2, BFLOAT16: 2}
 _PIECE_BYTES = 4 << 20
 
+CHANGED = "from "
+"""Stands before the dtype that a tensor has in the checkpoint, where it was changed."""
+
 
 class Weights:
     """Finds tensors by the names that the network gives them, and remembers which were asked for.
@@ -106,7 +109,7 @@ def streamed(name: str, rows: Rows, float_type: int) -> tuple[Streamed, str]:
         lambda: _pieces(rows, float_type),
     )
     is_same = _STORED.get(rows.dtype) == float_type
-    return weight, "" if is_same else f"from {rows.dtype}"
+    return weight, "" if is_same else f"{CHANGED}{rows.dtype}"
 
 
 def are_equal(first: Rows, second: Rows) -> bool:

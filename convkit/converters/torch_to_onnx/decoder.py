@@ -49,7 +49,8 @@ def decoder(
         built = _built(found, checkpoint, source, attention, opset)
         total = sum(weight.byte_count for weight in built.weights)
         built.write(
-            graph_path(out), progress=lambda done: work.progress("writing weights", done, total)
+            graph_path(out),
+            progress=lambda done: work.progress("writing weights", done, total, "B"),
         )
         copy_companions(folder, out)
         if out.is_dir() and (checkpoint.quantization or source.opening.adapter):
@@ -58,7 +59,6 @@ def decoder(
         notes = (checkpoint.quantization, *checkpoint.notes, *built.notes)
     for note in filter(None, notes):
         work.note(note)
-    _check_interface(work.recorded() if work.recorded else source)
 
 
 def _blueprint(source: Artifact) -> Blueprint:
@@ -72,6 +72,8 @@ def _blueprint(source: Artifact) -> Blueprint:
     names = config.get("architectures") or [""]
     if not _CAUSAL.search(str(names[0])):
         raise RungSkipped(f"{names[0] or 'a network without a name'} continues no texts")
+    if {spec.name for spec in source.inputs} - {"input_ids", "attention_mask"}:
+        raise RungSkipped("it serves language models that take token ids and their mask")
     try:
         return blueprint(config)
     except UnsupportedError as unknown:
@@ -106,10 +108,3 @@ def _tensors(checkpoint: Checkpoint) -> Mapping[str, Rows]:
     tensors: dict[str, Any] = dict(checkpoint.tensors)
     tensors |= {alias: tensors[kept] for alias, kept in checkpoint.aliases.items()}
     return tensors
-
-
-def _check_interface(source: Artifact) -> None:
-    """Whether the model, as its run showed it, is one from token ids to logits."""
-    takes, gives = ({spec.name for spec in specs} for specs in (source.inputs, source.outputs))
-    if takes - {"input_ids", "attention_mask"} or gives not in (set(), {"logits"}):
-        raise RungSkipped("it serves language models, from token ids to logits")
