@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact, Description, Opening, Precision
-from convkit.formats import onnx_folder
+from convkit.formats.onnx_folder import is_folder
 from convkit.formats.onnx_header import Header, is_onnx, read_header
 from convkit.formats.onnx_tensor import TensorHeader
 from convkit.formats.onnx_types import ANY_RANK
 from convkit.onnx_external import check_external
+from convkit.onnx_folder import graph_file, text_folder
 from convkit.step import Format, Package, Runner
 
 _KNOWN_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
@@ -46,7 +47,7 @@ _WEIGHTS = (
 
 
 def _matches(path: Path, opening: Opening) -> bool:
-    return is_onnx(path) or onnx_folder.is_folder(path)
+    return is_onnx(path) or is_folder(path)
 
 
 def _describe(path: Path, opening: Opening) -> Description:
@@ -56,12 +57,13 @@ def _describe(path: Path, opening: Opening) -> Description:
         ModelError: truncated, empty, damaged, or its data files are missing or too short.
         UnsafeError: a data file lies outside the model's folder.
     """
-    from convkit.formats.onnx_language_graph import language_details, language_graph
+    from convkit.formats.onnx_language_details import language_details
+    from convkit.onnx_language_graph import language_graph
 
-    file, folder = onnx_folder.graph_file(path), onnx_folder.text_folder(path)
+    file, folder = graph_file(path), text_folder(path)
     header = read_header(file)
     data_files = check_external(file, header.initializers)
-    language = language_graph(header, folder)
+    language = language_graph(header.inputs, header.outputs, folder)
     details = {} if language is None else language_details(language, folder)
     weights = weight_elements(header)
     operators = {

@@ -12,9 +12,7 @@ from convkit.artifact import Artifact
 from convkit.errors import UnsupportedError
 from convkit.formats.folder_language import FolderLanguage, RecomputingSession, check_context
 from convkit.formats.language_inputs import padding_mask
-from convkit.formats.onnx_folder import graph_file, text_folder
 from convkit.formats.onnx_header import read_header
-from convkit.formats.onnx_language_graph import LanguageGraph, language_graph
 from convkit.formats.onnx_session import (
     RUNTIME_TYPES,
     SessionRunner,
@@ -25,6 +23,8 @@ from convkit.formats.onnx_session import (
     to_value,
 )
 from convkit.formats.onnx_true_half import TrueHalfRunner
+from convkit.onnx_folder import graph_file, text_folder
+from convkit.onnx_language_graph import LanguageGraph, empty_past, language_graph
 from convkit.step import Feeds, Outputs, Runner, Session, Sizes
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def open_onnx(artifact: Artifact, kind: type[SessionRunner] | type[TrueHalfRunne
     """
     file = graph_file(artifact.path)
     folder = text_folder(artifact.path)
-    language = language_graph(read_header(file), folder)
+    header = read_header(file)
+    language = language_graph(header.inputs, header.outputs, folder)
     if language is not None:
         language.check(artifact.path.name)
     runner = kind(replace(artifact, path=file))
@@ -185,17 +186,9 @@ class OnnxLanguageRunner(FolderLanguage):
 
     def _empty(self, batch: int) -> list[Any]:
         """A cache of length 0."""
-        import ml_dtypes
-        import numpy as np
-
         runtime = import_runtime()
-        made = []
-        for spec in self._graph.past:
-            name = self._dtypes[spec.name]
-            dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-            empty = np.zeros(self._graph.past_shape(spec, batch), dtype)
-            made.append(to_value(runtime, empty, name))
-        return made
+        specs = [replace(spec, dtype=self._dtypes[spec.name]) for spec in self._graph.past]
+        return [to_value(runtime, empty_past(spec, batch), spec.dtype) for spec in specs]
 
 
 class _CachedSession(Session):

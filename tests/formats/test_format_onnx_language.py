@@ -14,9 +14,9 @@ from convkit import graph, library
 from convkit.artifact import Opening, Precision
 from convkit.errors import ModelError, SamplesError, StepError, UnsafeError, UnsupportedError
 from convkit.formats.onnx import onnx as onnx_format
-from convkit.formats.onnx_folder import graph_file, text_folder
 from convkit.formats.onnx_language import OnnxLanguageRunner
 from convkit.formats.torch import matches as is_torch
+from convkit.onnx_folder import graph_file, text_folder
 from convkit.step import Runner
 from tests.language_models import SPECIAL, VOCABULARY_SIZE, write_tokenizer
 

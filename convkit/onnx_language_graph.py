@@ -7,16 +7,18 @@ Source: optimum, `exporters/onnx/model_configs.py`: `past_key_values.<layer>.key
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
 from convkit.errors import ModelError, UnsupportedError
-from convkit.formats.onnx_header import Header
-from convkit.vocabulary.codec import has_tokenizer
-from convkit.vocabulary.folder_settings import context_length, read_object, read_settings
+from convkit.runner import Feeds
+from convkit.vocabulary.folder_settings import read_object
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PAST = "past_key_values."
 _PRESENT = ("present.", "present_key_values.")
@@ -60,10 +62,23 @@ class LanguageGraph:
         shape = (*self.ids.shape, *self.logits.shape[2:])
         return (TensorSpec(self.logits.name, self.logits.dtype, shape),)
 
-    def past_shape(self, spec: TensorSpec, batch: int) -> tuple[int, ...]:
-        """The shape of a cache tensor that holds nothing yet."""
-        sizes = (batch if axis == 0 else size for axis, size in enumerate(spec.shape))
-        return tuple(size if isinstance(size, int) else 0 for size in sizes)
+    def completed(self, feeds: Feeds) -> Feeds:
+        """A text as the graph itself takes it: with positions, and a cache that holds nothing yet.
+
+        Args:
+            feeds: the text as seen from outside; what else they hold stays.
+        """
+        import numpy as np
+
+        batch, length = feeds[self.ids.name].shape
+        made: dict[str, np.ndarray[Any, Any]] = {}
+        if self.mask is not None:
+            made[self.mask.name] = np.ones((batch, length), self.mask.dtype)
+        if self.positions is not None:
+            positions = np.arange(length, dtype=self.positions.dtype)
+            made[self.positions.name] = np.tile(positions, (batch, 1))
+        made |= {spec.name: empty_past(spec, batch) for spec in self.past}
+        return {**made, **feeds}
 
     def check(self, model: str) -> None:
         """Whether it can be fed piece by piece.
@@ -90,21 +105,28 @@ class LanguageGraph:
                 )
 
 
-def language_graph(header: Header, folder: Path) -> LanguageGraph | None:
+def language_graph(
+    takes: Sequence[TensorSpec], gives: Sequence[TensorSpec], folder: Path
+) -> LanguageGraph | None:
     """The language model in a graph; None where it is another kind of model.
 
     A graph with a cache shows by itself that it is one; a graph without, by the configuration in
     `folder`.
+
+    Args:
+        takes: inputs of the graph.
+        gives: its outputs.
+        folder: where its configuration lies, if it has one.
     """
-    inputs = {spec.name: spec for spec in header.inputs}
-    outputs = {spec.name: spec for spec in header.outputs}
+    inputs = {spec.name: spec for spec in takes}
+    outputs = {spec.name: spec for spec in gives}
     past = tuple(spec for name, spec in inputs.items() if name.startswith(_PAST))
     others = set(inputs) - {spec.name for spec in past} - {*_TEXT, _SWITCH}
     ids, logits = inputs.get("input_ids"), outputs.get("logits")
     if ids is None or logits is None or others or len(ids.shape) != 2 or len(logits.shape) != 3:
         return None
     present = tuple(name for spec in past if (name := _present_of(spec.name, outputs)))
-    if not (present if past else _is_causal(folder)):
+    if not (present if past else is_causal(folder)):
         return None
     return LanguageGraph(
         ids,
@@ -117,49 +139,37 @@ def language_graph(header: Header, folder: Path) -> LanguageGraph | None:
     )
 
 
-def language_details(graph: LanguageGraph, folder: Path) -> dict[str, Any]:
-    """What `inspect` tells of a language model beside its graph."""
-    config = _config(folder)
-    details: dict[str, Any] = {
-        "architecture": _architecture(config),
-        "model_type": config.get("model_type") or "",
-        "context_length": context_length(config),
-        "kv_cache": _cache_in_words(graph),
-    }
-    if has_tokenizer(folder):
-        try:
-            has_template = bool(read_settings(folder).chat_template)
-        except ModelError:
-            has_template = False
-        details["tokenizer"] = "with a chat template" if has_template else "without chat template"
-    return {name: value for name, value in details.items() if value}
+def empty_past(spec: TensorSpec, batch: int) -> np.ndarray[Any, Any]:
+    """A cache tensor that holds nothing yet: its length, the size that varies, is 0."""
+    import numpy as np
+
+    shape = [batch, *(size if isinstance(size, int) else 0 for size in spec.shape[1:])]
+    if spec.dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.zeros(shape, ml_dtypes.bfloat16)
+    return np.zeros(shape, spec.dtype)
 
 
-def _cache_in_words(graph: LanguageGraph) -> str:
-    if not graph.past:
-        return "none: every token computes the whole text again"
-    first = graph.past[0]
-    shape = ", ".join(map(str, first.shape))
-    return f"{len(graph.past)} tensors of {first.dtype}[{shape}]"
+def is_causal(folder: Path) -> bool:
+    """Whether a folder's configuration names a network that continues texts."""
+    return bool(_CAUSAL.search(architecture(read_config(folder))))
 
 
-def _present_of(past: str, outputs: Mapping[str, TensorSpec]) -> str:
-    rest = past.removeprefix(_PAST)
-    return next((start + rest for start in _PRESENT if start + rest in outputs), "")
-
-
-def _is_causal(folder: Path) -> bool:
-    return bool(_CAUSAL.search(_architecture(_config(folder))))
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
+    """The class of the network that a configuration names; empty where it names none."""
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
+def read_config(folder: Path) -> Mapping[str, Any]:
     """The configuration; empty where there is none, or what lies there is another program's."""
     try:
         return read_object(folder / "config.json")
     except ModelError:
         return {}
+
+
+def _present_of(past: str, outputs: Mapping[str, TensorSpec]) -> str:
+    rest = past.removeprefix(_PAST)
+    return next((start + rest for start in _PRESENT if start + rest in outputs), "")
