@@ -277,7 +277,7 @@ def _told(check: verification.Check) -> str:
     if check.metric in ("shape", "dtype", "name"):  # the sample says it; there is no number
         return f"{check.output}: another {check.metric}, {check.sample}"
     measured = f"{check.metric} {check.value:.6g}, the limit is {check.limit:.6g}"
-    return f"{check.output}: {measured} ({check.sample})"
+    return f"{check.output}: {measured}" + (f" ({check.sample})" if check.sample else "")
 
 
 def _versions(step: Step) -> dict[str, str]:

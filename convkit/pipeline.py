@@ -20,7 +20,7 @@ from convkit.options import options_of
 from convkit.recipe import Recipe
 from convkit.recording import Recorder
 from convkit.report import Report, StepReport
-from convkit.step import Converter, Step, Work
+from convkit.step import Converter, Pass, Step, Work
 from convkit.workspace import workspace
 
 _SHOWN_REFUSALS = 3
@@ -306,8 +306,8 @@ def _default_destination(
     ending = last.ending(source) if isinstance(last, Converter) and last.ending else None
     suffix = converters.format(recipe.to).suffixes[0] if ending is None else ending
     precision = route.states[-1][1]
-    is_lowered = precision is not source.precision and precision.bits <= source.precision.bits
-    middle = f".{recipe.scheme or precision}" if is_lowered or recipe.scheme else ""
+    is_chosen = any(isinstance(step, Pass) for step in route.steps) or recipe.scheme
+    middle = f".{recipe.scheme or precision}" if is_chosen else ""
     if source.opening.factory:
         return Path(source.opening.factory.rpartition(":")[2].lower() + middle + suffix)
     path = Path(recipe.model).expanduser().absolute()
