@@ -317,7 +317,7 @@ def opening_of(
     from convkit import samples
 
     specs = tuple(samples.parse_spec(text) for text in inputs)
-    if examples and not specs:
+    if examples and not specs and not samples.is_text(examples):
         specs = samples.specs_of(samples.read(examples))
     return Opening(
         inputs=specs,

@@ -159,11 +159,11 @@ def record_source(
     """
     if format.open is None:
         raise StepError(f"{source.format} models cannot be run, so nothing can be verified.")
-    is_text = examples is not None and examples.suffix == ".txt"
-    given = samples.read(examples) if examples and not is_text else []
+    text = examples if examples and samples.is_text(examples) else None
+    given = samples.read(examples) if examples and not text else []
     with format.open(source) as runner:
-        if examples and is_text:
-            given = text_windows(runner, examples)
+        if text:
+            given = text_windows(runner, text)
         wanted = max(SHAPE_SETS, len(given)) + (isinstance(runner, LanguageRunner) and not given)
         try:
             recording = verification.record(

@@ -174,6 +174,11 @@ def specs_of(samples: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def is_text(path: Path) -> bool:
+    """Whether samples are a text, which only a language model can make inputs of."""
+    return path.suffix == ".txt"
+
+
 def read(path: Path) -> list[Feeds]:
     """Samples from disk: one `.npz` (a sample), `.jsonl` (a sample a line), or a folder of `.npz`.
 
