@@ -21,12 +21,13 @@ from convkit.ggml.mixture_rules import layer_of
 from convkit.ggml.model import GgufModel, Measurement, Output
 from convkit.ggml.types import DEFAULT_SCHEMES, SCHEMES, Scheme
 from convkit.ggml.values import typed
-from convkit.step import Work
+from convkit.step import Package, Work
 from convkit.vocabulary.tokens import Vocabulary
 
 if TYPE_CHECKING:
     from convkit.ggml.importance import Importance
 
+_RUNS_FOLDERS = (Package("torch", "torch"), Package("transformers", "torch"))
 _UNPACKED = (Precision.INT8, Precision.Q4)
 
 
@@ -126,7 +127,7 @@ def _measurement(
         found = measured(work.load(source), pieces, family, config, inside, work.progress)
         return replace(found, datasets=(text.name,))
 
-    return Measurement(frozenset(inside), take)
+    return Measurement(frozenset(inside), take, _RUNS_FOLDERS)
 
 
 def _told(dropped: Mapping[str, str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convkit.errors import SamplesError, UsageError
+from convkit.errors import MissingRequirementError, SamplesError, UsageError
 from convkit.ggml.header import is_gguf
 from convkit.ggml.importance import Importance
 from convkit.ggml.importance_file import (
@@ -17,7 +17,7 @@ from convkit.ggml.importance_file import (
 )
 from convkit.ggml.model import GgufModel
 from convkit.ggml.values import Value, typed
-from convkit.step import Work
+from convkit.step import Package, Work
 
 _LEGACY = ".dat"
 _MATRIX_SUFFIXES = (_LEGACY, ".imatrix")
@@ -57,6 +57,7 @@ def calibrated(
         UsageError: the model cannot be run, or what is said of measuring has no effect.
         SamplesError: there is no such text, or the matrix is of another model.
         ModelError: the matrix is damaged.
+        MissingRequirementError: what runs the model is not installed.
     """
     path = work.calibration
     is_matrix = path is not None and (is_gguf(path) or path.suffix in _MATRIX_SUFFIXES)
@@ -79,6 +80,7 @@ def calibrated(
             why="Importance is measured while PyTorch runs the Hugging Face folder.",
             hint="Start from the folder, or give an importance matrix:  --calibration imatrix.gguf",
         )
+    _require(model.importance.needs)
     _check(path, measuring, work)
     names = model.importance.names
     expected = _said(_name_of(measuring), (path.name,), len(names), _SOME)
@@ -90,6 +92,16 @@ def calibrated(
     return model, names
 
 
+def _require(packages: Sequence[Package]) -> None:
+    missing = [need for need in packages if not need.is_available]
+    if missing:
+        raise MissingRequirementError(
+            f"Measuring importance needs {missing[0].module}, which is not installed.",
+            hint=f"{missing[0].install}   or give an importance matrix:  --calibration FILE",
+            missing=[need.module for need in missing],
+        )
+
+
 def _check(text: Path, measuring: Measuring, work: Work) -> None:
     """Sees to it that hours of measuring are not in vain."""
     if not text.is_file():
@@ -97,9 +109,13 @@ def _check(text: Path, measuring: Measuring, work: Work) -> None:
     if measuring.most_pieces is not None and measuring.most_pieces < 1:
         raise UsageError(f"{measuring.most_pieces} pieces of a text are none.")
     kept = measuring.kept_as
-    if kept and kept.exists() and not work.is_forced:
+    if kept is None:
+        return
+    if kept.resolve() == text.resolve():
+        raise UsageError(f"The importance matrix cannot take the place of {text}.")
+    if kept.exists() and not work.is_forced:
         raise UsageError(f"{kept} exists.", hint="Choose another name, or replace it:  --force")
-    if kept and not kept.absolute().parent.is_dir():
+    if not kept.absolute().parent.is_dir():
         raise UsageError(f"There is no folder {kept.absolute().parent} for {kept.name}.")
 
 

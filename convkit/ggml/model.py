@@ -30,7 +30,7 @@ from convkit.ggml.writer import Layout, Place
 
 if TYPE_CHECKING:
     from convkit.ggml.importance import Importance
-    from convkit.step import Work
+    from convkit.step import Package, Work
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,12 @@ class Measurement:
     Attributes:
         names: of the tensors that there will be data of.
         take: measures: (text, at most so many pieces of it, work) -> the data.
+        needs: packages that it takes.
     """
 
     names: frozenset[str]
     take: Callable[[Path, int | None, Work], Importance]
+    needs: tuple[Package, ...] = ()
 
 
 @dataclass(frozen=True)
