@@ -42,11 +42,11 @@ class Predictions:
         """Adds logits (batch, sequence, vocabulary) of the tokens that the mask leaves."""
         ids = feeds["input_ids"]
         mask = np.asarray(feeds.get("attention_mask", np.ones(ids.shape)), bool)
-        r, c = reference[mask], candidate[mask]  # (tokens, vocabulary)
+        r, c = _kept(reference, mask), _kept(candidate, mask)  # (tokens, vocabulary)
         self._tokens += len(r)
         self._divergence += metrics.kl(r, c) * len(r)
-        leads = np.diff(np.partition(r, -2, axis=-1)[:, -2:].astype(np.float64))[:, 0]
-        same, decided = r.argmax(-1) == c.argmax(-1), leads > self.limits.margin
+        (winners, leads), (others, _) = metrics.top1(r), metrics.top1(c)
+        same, decided = winners == others, leads > self.limits.margin
         self._same += int(same.sum())
         self._decided += int(decided.sum())
         self._same_decided += int((same & decided).sum())
@@ -84,6 +84,11 @@ class Predictions:
             f"perplexity {before:.4g} before, {after:.4g} after, on {self._scored} tokens; {told} "
             f"of {self._tokens}"
         )
+
+
+def _kept(array: Array, mask: Array) -> Array:
+    """Vectors (tokens, width) of the tokens that the mask leaves; no copy where that is all."""
+    return array.reshape(-1, array.shape[-1]) if mask.all() else array[mask]
 
 
 def least_cosine(feeds: Feeds, reference: Array, candidate: Array) -> float:

@@ -1,11 +1,13 @@
 """Pure functions on arrays that say how far a candidate is from its reference.
 
-All sums are taken in float64. Arrays have equal shapes; non-finite elements are for the caller to
-mask (see `nonfinite_count`), except where a function says what it does with them.
+All sums are taken in float64, some elements at a time: logits of a large vocabulary fill memory
+already. Arrays have equal shapes; non-finite elements are for the caller to mask (see
+`nonfinite_count`), except where a function says what it does with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,18 @@ Array = np.ndarray[Any, Any]
 
 def max_abs(reference: Array, candidate: Array) -> float:
     """Largest absolute difference; 0.0 for identical or empty arrays, NaN where either has one."""
-    if reference.size == 0:
-        return 0.0
-    return float(np.max(np.abs(_wide(reference) - _wide(candidate))))
+    worst = 0.0
+    for r, c in _blocks(reference, candidate):
+        worst = float(np.maximum(worst, np.max(np.abs(r - c))))  # max() may lose a NaN
+    return worst
+
+
+def peak(array: Array) -> float:
+    """Largest magnitude; 0.0 for an empty array, NaN where it has one."""
+    largest = 0.0
+    for (block,) in _blocks(array):
+        largest = float(np.maximum(largest, np.max(np.abs(block))))  # max() may lose a NaN
+    return largest
 
 
 def cosine(reference: Array, candidate: Array) -> float:
@@ -25,12 +36,15 @@ def cosine(reference: Array, candidate: Array) -> float:
 
     One array of zeros against another that is not gives 0.0.
     """
-    a, b = _wide(reference).ravel(), _wide(candidate).ravel()
-    a, b = a / _peak(a), b / _peak(b)
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    scale_r, scale_c = _scale(reference), _scale(candidate)
+    rr = cc = rc = 0.0
+    for block_r, block_c in _blocks(reference, candidate):
+        r, c = block_r / scale_r, block_c / scale_c
+        rr, cc, rc = rr + _dot(r, r), cc + _dot(c, c), rc + _dot(r, c)
+    norms = float(np.sqrt(rr) * np.sqrt(cc))
     if norms == 0.0:
-        return 1.0 if not a.any() and not b.any() else 0.0
-    return float(np.clip(a @ b / norms, -1.0, 1.0))
+        return 1.0 if rr == cc == 0.0 else 0.0
+    return float(np.clip(rc / norms, -1.0, 1.0))
 
 
 def sqnr_db(reference: Array, candidate: Array) -> float:
@@ -40,11 +54,12 @@ def sqnr_db(reference: Array, candidate: Array) -> float:
     Source: Widrow and Kollar, Quantization Noise, 2008, equation 1.1 with signal power over noise
     power.
     """
-    signal = _wide(reference)
-    scale = _peak(signal)
-    noise = (signal - _wide(candidate)) / scale
-    signal_power = float(np.sum((signal / scale) ** 2))
-    noise_power = float(np.sum(noise**2))
+    scale = _scale(reference)
+    signal_power = noise_power = 0.0
+    for r, c in _blocks(reference, candidate):
+        signal, noise = r / scale, (r - c) / scale
+        signal_power += _dot(signal, signal)
+        noise_power += _dot(noise, noise)
     if noise_power == 0.0:
         return float("inf")
     if signal_power == 0.0:
@@ -57,19 +72,12 @@ def kl(reference_logits: Array, candidate_logits: Array) -> float:
 
     Source: Kullback and Leibler, On Information and Sufficiency, 1951: sum(p * (log p - log q)).
     """
-    p = reference_logits.reshape(-1, reference_logits.shape[-1])
-    q = candidate_logits.reshape(p.shape)
-    if not len(p):
-        return 0.0
-    total = 0.0
-    for begin in range(0, len(p), _ROWS_AT_A_TIME):  # vocabularies are large
-        rows = slice(begin, begin + _ROWS_AT_A_TIME)
-        log_p, log_q = _log_softmax(p[rows]), _log_softmax(q[rows])
+    total, count = 0.0, 0
+    for p, q in zip(_rows(reference_logits), _rows(candidate_logits), strict=True):
+        log_p, log_q = _log_softmax(p), _log_softmax(q)
         total += float(np.sum(np.exp(log_p) * (log_p - log_q)))
-    return total / len(p)
-
-
-_ROWS_AT_A_TIME = 64
+        count += len(p)
+    return total / count if count else 0.0
 
 
 def scored_tokens(mask: Array) -> int:
@@ -94,11 +102,12 @@ def nll(ids: Array, logits: Array, mask: Array) -> float:
     """
     total, count = 0.0, 0
     for row, scores, length in zip(ids, logits, np.sum(mask, axis=-1), strict=True):
-        places = np.arange(length // 2, length - 1)
-        if len(places):
-            log_p = _log_softmax(scores[places])
-            total -= float(np.sum(log_p[np.arange(len(places)), row[places + 1]]))
-            count += len(places)
+        begin, end = length // 2, max(length - 1, length // 2)
+        following = iter(row[begin + 1 : end + 1])
+        for block in _rows(scores[begin:end]):
+            next_ids = [int(next(following)) for _ in block]
+            total -= float(np.sum(_log_softmax(block)[np.arange(len(block)), next_ids]))
+        count += int(end - begin)
     return total / count if count else float("nan")
 
 
@@ -113,16 +122,33 @@ def top1_agreement(reference: Array, candidate: Array, margin: float = 0.0) -> f
         candidate: shape (..., classes).
         margin: lead below which the reference itself is a tie.
     """
-    rows = _wide(reference).reshape(-1, reference.shape[-1])  # (rows, classes)
-    others = _wide(candidate).reshape(rows.shape)
-    if rows.shape[0] == 0 or rows.shape[1] < 2:
+    if reference.size == 0 or reference.shape[-1] < 2:
         return 1.0
-    best_two = np.partition(rows, -2, axis=-1)[:, -2:]
-    decided = best_two[:, 1] - best_two[:, 0] > margin
+    winners, leads = top1(reference)
+    decided = leads > margin
     if not decided.any():
         return 1.0
-    same = rows.argmax(-1) == others.argmax(-1)
+    same = winners == top1(candidate)[0]
     return float(np.mean(same[decided]))
+
+
+def top1(rows: Array) -> tuple[Array, Array]:
+    """Index of the largest element of each row (last axis), and its lead over the second, flat.
+
+    Args:
+        rows: shape (..., classes), of at least two classes.
+    """
+    winners, leads = [], []
+    for block in _rows(rows):
+        each = np.arange(len(block))
+        winner = block.argmax(-1)
+        best = block[each, winner]
+        block[each, winner] = -np.inf
+        winners.append(winner)
+        leads.append(best - block.max(-1))
+    if not winners:
+        return np.zeros(0, np.int64), np.zeros(0)
+    return np.concatenate(winners), np.concatenate(leads)
 
 
 def agreement(reference: Array, candidate: Array) -> float:
@@ -134,9 +160,31 @@ def nonfinite_count(reference: Array, candidate: Array) -> int:
     """Elements that are NaN or infinite in the candidate in another way than in the reference."""
     if not _is_floating(reference) or not _is_floating(candidate):
         return 0
-    r, c = _wide(reference), _wide(candidate)
-    same = (np.isfinite(r) & np.isfinite(c)) | (np.isnan(r) & np.isnan(c)) | (r == c)
-    return int(np.sum(~same))
+    count = 0
+    for r, c in _blocks(reference, candidate):
+        finite = np.isfinite(r) & np.isfinite(c)
+        if not finite.all():
+            count += int(np.sum(~(finite | (np.isnan(r) & np.isnan(c)) | (r == c))))
+    return count
+
+
+_ELEMENTS_AT_A_TIME = 1 << 16
+"""Half a megabyte of float64, which a processor's cache holds."""
+
+
+def _blocks(*arrays: Array) -> Iterator[list[Array]]:
+    """Arrays of one size, flat and in float64, some elements at a time."""
+    flat = [array.reshape(-1) for array in arrays]
+    for begin in range(0, len(flat[0]), _ELEMENTS_AT_A_TIME):
+        yield [_wide(array[begin : begin + _ELEMENTS_AT_A_TIME]) for array in flat]
+
+
+def _rows(array: Array) -> Iterator[Array]:
+    """Copies in float64, (rows, classes), some rows at a time."""
+    rows = array.reshape(-1, array.shape[-1])
+    step = max(1, _ELEMENTS_AT_A_TIME // rows.shape[-1])
+    for begin in range(0, len(rows), step):
+        yield _wide(rows[begin : begin + step])
 
 
 def _is_floating(array: Array) -> bool:
@@ -147,12 +195,17 @@ def _wide(array: Array) -> Array:
     return array if array.dtype.kind == "c" else array.astype(np.float64)
 
 
-def _peak(array: Array) -> float:
-    peak = float(np.max(np.abs(array), initial=0.0))
-    return peak if np.isfinite(peak) and peak > 0.0 else 1.0
+def _dot(a: Array, b: Array) -> float:
+    return float(np.sum(a * b))  # `a @ b` wakes threads, which costs more than so few elements
+
+
+def _scale(array: Array) -> float:
+    """What to divide by so that squares neither overflow nor vanish."""
+    largest = peak(array)
+    return largest if np.isfinite(largest) and largest > 0.0 else 1.0
 
 
 def _log_softmax(logits: Array) -> Array:
-    shifted = _wide(logits) - np.max(_wide(logits), axis=-1, keepdims=True)
+    shifted = logits - np.max(logits, axis=-1, keepdims=True)
     result: Array = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
     return result

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import special
+from scipy.spatial import distance
 
 from convkit import metrics
 
@@ -78,6 +81,40 @@ def test_top1_agreement_by_hand() -> None:
 def test_top1_agreement_leaves_out_rows_that_the_reference_does_not_decide() -> None:
     reference, candidate = np.array([[1.0, 1.001], [0.0, 9.0]]), np.array([[2.0, 1.0], [0.0, 9.0]])
     assert metrics.top1_agreement(reference, candidate, margin=0.01) == 1.0
+
+
+def test_top1_by_hand() -> None:
+    winners, leads = metrics.top1(np.array([[[1.0, 4.0, 2.5]], [[7.0, 7.0, 0.0]]]))
+    assert winners.tolist() == [1, 0]
+    assert leads.tolist() == [1.5, 0.0]
+
+
+def test_arrays_of_any_length_are_measured_as_a_whole() -> None:
+    random = np.random.default_rng(0)
+    r = random.standard_normal((5, 40_000), np.float32)
+    c = r + random.standard_normal(r.shape, np.float32) / 100
+    c[4, 39_999] = 9.0
+    wide, other = r.astype(np.float64), c.astype(np.float64)
+    noise = wide - other
+    assert metrics.max_abs(r, c) == np.abs(noise).max()
+    assert metrics.peak(c) == 9.0
+    assert metrics.sqnr_db(r, c) == pytest.approx(
+        10 * np.log10(np.square(wide).sum() / np.square(noise).sum())
+    )
+    assert 1 - metrics.cosine(r, c) == pytest.approx(distance.cosine(wide.ravel(), other.ravel()))
+    p, q = special.softmax(wide, axis=-1), special.softmax(other, axis=-1)
+    assert metrics.kl(r, c) == pytest.approx(special.rel_entr(p, q).sum(-1).mean())
+    assert metrics.top1_agreement(r, c) == 0.8
+
+
+def test_logits_are_compared_in_far_less_memory_than_they_fill() -> None:
+    logits = np.random.default_rng(0).standard_normal((1, 64, 49_152), np.float32)
+    tracemalloc.start()
+    for metric in (metrics.cosine, metrics.sqnr_db, metrics.kl, metrics.top1_agreement):
+        metric(logits, logits)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < logits.nbytes / 2
 
 
 def test_nonfinite_counts_where_they_differ() -> None:
