@@ -57,7 +57,10 @@ def load_typed(path: Path, opset: int | None = None) -> ir.Model:
         model.graph.opset_imports[""] = _ANY_OPSET
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, 4)
+    absent = [v for node in nodes_of(model.graph) for v in node.outputs if not v.name]
     common.NameFixPass()(model)
+    for value in absent:
+        value.name = ""  # an output left out; with a name it would be computed
     for node in nodes_of(model.graph):
         fill_types(node, opset_of(model, node.domain))
     return model
@@ -168,5 +171,5 @@ def fill_types(node: ir.Node, opset: int) -> None:
         name = formal.outputs[min(index, len(formal.outputs) - 1)]
         if name in bound:
             value.type = bound[name]
-        elif name == "tensor(float)":
+        elif formal.allowed(formal.outputs, index) == {"tensor(float)"}:
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -33,9 +33,10 @@ def onnx_bf16(
 
     Args:
         source: an fp32 ONNX model of opset 13 or newer; 22 knows bf16 almost everywhere.
-        out: the file to write; weights beyond 1 GiB go to `<out>.data`.
+        out: the file to write, weights beyond 1 GiB in `<out>.data`; of a folder, the folder.
         work: samples, and where notes and progress go.
-        keep_io: inputs and outputs of the model keep their types.
+        keep_io: inputs and outputs of the model keep their types. The cache of a language model,
+            which goes from one call to the next, is bf16 all the same.
         measure_ranges: look at the samples for whole numbers and angles that bf16 would round.
         keep_fp32: names of nodes or operators that stay in fp32, separated by commas.
 
@@ -46,7 +47,7 @@ def onnx_bf16(
     from convkit.passes.onnx_half_conversion import convert
 
     convert(
-        source.path,
+        source,
         out,
         work,
         BF16,

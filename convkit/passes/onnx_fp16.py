@@ -34,9 +34,10 @@ def onnx_fp16(
 
     Args:
         source: an fp32 ONNX model.
-        out: the file to write; weights beyond 1 GiB go to `<out>.data`.
+        out: the file to write, weights beyond 1 GiB in `<out>.data`; of a folder, the folder.
         work: samples, and where notes and progress go.
-        keep_io: inputs and outputs of the model keep their types.
+        keep_io: inputs and outputs of the model keep their types. The cache of a language model,
+            which goes from one call to the next, is fp16 all the same.
         measure_ranges: look for overflow on the samples.
         headroom: how far below the largest fp16 number values must stay on the samples.
         keep_fp32: names of nodes or operators that stay in fp32, separated by commas.
@@ -48,7 +49,7 @@ def onnx_fp16(
     from convkit.passes.onnx_half_conversion import convert
 
     convert(
-        source.path,
+        source,
         out,
         work,
         FP16,

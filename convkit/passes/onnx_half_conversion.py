@@ -1,4 +1,4 @@
-"""From an fp32 ONNX file to a half precision one: the road both passes share."""
+"""From an fp32 ONNX model to a half precision one: the road both passes share."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convkit.artifact import Artifact
 from convkit.errors import ModelError, UsageError
+from convkit.onnx_folder import copy_companions, data_name, graph_file, result_file, text_folder
 from convkit.onnx_typing import load_typed, nodes_of, opset_of
+from convkit.passes.onnx_half_cache import Cache, cache_of
 from convkit.passes.onnx_half_constants import BF16, Constant, Half, examine
 from convkit.passes.onnx_half_islands import Plan, plan_islands
 from convkit.passes.onnx_half_lowering import lower
-from convkit.passes.onnx_half_ranges import Ranges, measure
+from convkit.passes.onnx_half_ranges import SAMPLE_LIMIT, Ranges, measure
 from convkit.passes.onnx_half_transposes import move_transposes
 from convkit.passes.onnx_half_types import OLDEST_OPSET, check_opset, is_float, slots_of
 from convkit.passes.onnx_half_writing import write_model
@@ -27,7 +30,7 @@ _BF16_OPSET = 22
 
 
 def convert(
-    path: Path,
+    source: Artifact,
     out: Path,
     work: Work,
     half: Half,
@@ -37,7 +40,7 @@ def convert(
     headroom: float,
     keep_fp32: str,
 ) -> None:
-    """Writes the model at `path` in half precision to `out`; see the passes for the options.
+    """Writes the model in half precision to `out`; see the passes for the options.
 
     Raises:
         ModelError, UnsafeError, UnsupportedError: the model cannot be read.
@@ -49,20 +52,31 @@ def convert(
             f"headroom is {headroom}; it divides the largest {half.name} number.",
             hint=f"--set onnx-{half.name}.headroom=4",
         )
+    path = graph_file(source.path)
     work.progress("types", 0, 4)
     model = _loaded(path, half, work)
     work.progress("weights", 1, 4)
     constants = examine(model.graph, path.parent, half)
-    ranges = _measured(model, path, work) if measures else {}
+    cache = cache_of(model.graph, text_folder(source.path))
+    ranges = _measured(model, path, work, cache) if measures else {}
     work.progress("islands", 2, 4)
     keep = [name.strip() for name in keep_fp32.split(",") if name.strip()]
     plan = plan_islands(
-        model, half, constants, ranges, keep_io=keep_io, headroom=headroom, keep=keep
+        model,
+        half,
+        constants,
+        ranges,
+        keep_io=keep_io,
+        headroom=headroom,
+        keep=keep,
+        carried=cache.carried,
     )
     _report(plan, constants, work)
     lower(model, plan, path.parent)
     work.progress("writing", 3, 4)
-    write_model(model, out, path.parent)
+    file = result_file(source.path, out)
+    write_model(model, file, path.parent, f"{file.name}.data" if file == out else data_name(path))
+    copy_companions(source, out)
     work.progress("writing", 4, 4)
 
 
@@ -100,12 +114,13 @@ def _gains(model: ir.Model, opset: int, half: Half) -> bool:
     )
 
 
-def _measured(model: ir.Model, path: Path, work: Work) -> Ranges:
+def _measured(model: ir.Model, path: Path, work: Work, cache: Cache) -> Ranges:
     if not work.samples:
         work.note("No samples: overflow was not looked for. Give some with --samples.")
         return {}
     try:
-        return measure(model, path.parent, work.samples, work.progress)
+        samples = [cache.completed(feeds) for feeds in work.samples[:SAMPLE_LIMIT]]
+        return measure(model, path.parent, samples, work.progress)
     except Exception as cause:  # ONNX Runtime's errors share no better base
         lines = str(cause).splitlines() or [type(cause).__name__]
         work.note(f"Overflow was not looked for: the fp32 model did not run ({lines[0][:200]}).")

@@ -1,13 +1,15 @@
-"""Values that must share a type across the border of If, Loop and Scan bodies.
+"""Values that must share a type: across the border of If, Loop and Scan bodies, and across calls.
 
 What a loop carries has one type outside, going in, coming out and handed back. Both branches of
-an If hand out the same types. A group gathers such values; one that must stay fp32 keeps them all.
+an If hand out the same types. What a language model keeps for its next call comes out as it goes
+in. A group gathers such values; one that must stay fp32 keeps them all.
 
 Source: ONNX operator specifications of If, Loop and Scan (order of inputs and outputs).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,8 +45,13 @@ Groups = tuple[dict["ir.Value", Group], dict[tuple["ir.Node", int], Group]]
 """By value, and by (node, input index)."""
 
 
-def groups_of(graph: ir.Graph) -> Groups:
-    """The groups of a graph and its bodies."""
+def groups_of(graph: ir.Graph, carried: Mapping[ir.Value, ir.Value]) -> Groups:
+    """The groups of a graph and its bodies.
+
+    Args:
+        graph: the main graph.
+        carried: its outputs that are its inputs at the next call -> that input.
+    """
     values: dict[ir.Value, Group] = {}
     uses: dict[tuple[ir.Node, int], Group] = {}
     for node in nodes_of(graph):
@@ -54,6 +61,9 @@ def groups_of(graph: ir.Graph) -> Groups:
             for _, body in bodies_of(node):
                 for value in filter(is_float, body.inputs):
                     values[value] = Group({value}, {value}, is_half=False, is_fixed=True)
+    for given, taken in carried.items():
+        if is_float(given) and is_float(taken):
+            _joined((given, taken), (taken,), values, uses)
     return values, uses
 
 
@@ -77,17 +87,26 @@ def _add(
     given = node.inputs[shared.index] if shared.index is not None else None
     if not any(map(is_float, everything)):
         return
-    group = Group()
-    for value in everything:  # a body may hand out one value twice, or one of an outer group
+    group = _joined(everything, [*shared.inputs, *shared.results], values, uses)
+    if given is not None and shared.index is not None:
+        group.members.add(given)
+        uses[node, shared.index] = group
+
+
+def _joined(
+    members: Iterable[ir.Value],
+    owned: Iterable[ir.Value],
+    values: dict[ir.Value, Group],
+    uses: dict[tuple[ir.Node, int], Group],
+) -> Group:
+    """The group of these values; groups that some of them are in already become one."""
+    group = Group(set(members), set(owned))
+    for value in list(group.members):
         known = values.get(value)
         if known is not None:
             group = _merged(known, group, values, uses)
         values[value] = group
-    group.members.update(everything)
-    group.owned.update(shared.inputs, shared.results)
-    if given is not None and shared.index is not None:
-        group.members.add(given)
-        uses[node, shared.index] = group
+    return group
 
 
 def _merged(

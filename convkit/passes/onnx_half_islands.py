@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 from convkit.onnx_typing import bodies_of, nodes_of, opset_of
 from convkit.passes.onnx_half_constants import Constant, Half, tensor_of
 from convkit.passes.onnx_half_groups import Group, groups_of
+from convkit.passes.onnx_half_insides import largest_inside
 from convkit.passes.onnx_half_logarithms import small_before_logarithms
 from convkit.passes.onnx_half_masks import MASK, Masks, find_masks
 from convkit.passes.onnx_half_origins import ANGLE_OPERATORS, Origins, trace
-from convkit.passes.onnx_half_ranges import Range, Ranges
+from convkit.passes.onnx_half_ranges import Ranges
 from convkit.passes.onnx_half_transposes import WHY, stops_loading
 from convkit.passes.onnx_half_types import (
     CARRIERS,
     GENERATORS,
+    QUANTIZERS,
     Slots,
     is_control_flow,
     is_float,
@@ -31,15 +33,6 @@ from convkit.passes.onnx_half_types import (
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-SUMMING = frozenset({"ReduceMean", "GlobalAveragePool"})
-"""Operators whose result is small although the sum behind it may not be."""
-
-_SQUARING = frozenset((
-    "ReduceL2", "ReduceSumSquare", "LpNormalization", "LpPool", "GlobalLpPool",
-    "InstanceNormalization", "MeanVarianceNormalization", "GroupNormalization",
-))  # fmt: skip
-"""Operators that square inside, in the type of their input: no `stash_type` says otherwise."""
 
 _BOUNDS = {"Clip": (1, 2), "Max": range(64), "Min": range(64)}
 """Inputs where a constant beyond the range of half may be saturated."""
@@ -71,10 +64,12 @@ class Plan:
         slots: node -> what of it can be half.
         groups: (node, input index) or value -> the group of values that share a type.
         masks: constants that take a smaller mask.
+        carried: graph output -> the graph input that takes it at the next call.
     """
 
     half: Half
     keep_io: bool
+    carried: Mapping[ir.Value, ir.Value] = field(default_factory=dict)
     half_nodes: set[ir.Node] = field(default_factory=set)
     reasons: dict[ir.Node, str] = field(default_factory=dict)
     flagged: dict[ir.Value, str] = field(default_factory=dict)
@@ -108,7 +103,7 @@ class Plan:
 
     def output_wants_half(self, value: ir.Value, graph: ir.Graph, main: ir.Graph) -> bool | None:
         """The type in which a graph hands out one of its outputs."""
-        if graph is main:
+        if graph is main and value not in self.carried:
             return not self.keep_io and value not in self.flagged
         group = self.groups.get(value)
         return group.is_half if group is not None else False
@@ -128,6 +123,7 @@ def plan_islands(
     keep_io: bool,
     headroom: float,
     keep: Iterable[str],
+    carried: Mapping[ir.Value, ir.Value],
 ) -> Plan:
     """The plan for a typed model.
 
@@ -136,13 +132,14 @@ def plan_islands(
         half: the target.
         constants: every float constant (see `examine`).
         ranges: measured on samples; may be empty.
-        keep_io: graph inputs and outputs keep their types.
+        keep_io: graph inputs and outputs keep their types, except what is `carried`.
         headroom: values above the largest half number divided by this stay in fp32.
         keep: names of nodes or operators that stay in fp32.
+        carried: graph output -> the graph input that takes it at the next call.
     """
     origins = trace(model.graph)
-    plan = Plan(half, keep_io)
-    plan.groups, plan.group_uses = groups_of(model.graph)
+    plan = Plan(half, keep_io, carried)
+    plan.groups, plan.group_uses = groups_of(model.graph, carried)
     plan.masks = find_masks(constants, ranges, origins.whole)
     if half.largest > -MASK * 1e3:  # bf16 holds every mask as it is
         plan.masks.constants.clear()
@@ -296,6 +293,8 @@ class _Judge:
     def _why_fp32(self, node: ir.Node, slots: Slots) -> str:
         if node.op_type in GENERATORS and any(map(is_float, node.outputs)):
             return f"{node.op_type} has no {self._plan.half.name} in ONNX Runtime"
+        if node.op_type in QUANTIZERS:
+            return f"scales of {node.op_type} are not rounded"
         if not slots.is_possible:
             return f"{node.op_type} has no {self._plan.half.name}"
         if self._keep & {node.name or "", node.op_type}:
@@ -304,7 +303,9 @@ class _Judge:
             return "computes with sizes"
         if stops_loading(node):
             return WHY
-        return self._why_values(node) or self._why_constants(node, slots) or self._why_inside(node)
+        why = self._why_values(node) or self._why_constants(node, slots)
+        inside = largest_inside(node, self._ranges)
+        return why or (f"|x| up to {inside:.4g} inside" if inside > self._limit else "")
 
     def _why_values(self, node: ir.Node) -> str:
         if not reads_elements(node):
@@ -328,23 +329,6 @@ class _Judge:
             if not saturates and value not in self._plan.masks.constants:
                 return f"{facts.fault} in '{value.name}'"
         return ""
-
-    def _why_inside(self, node: ir.Node) -> str:
-        """Sums and squares inside an operator."""
-        if node.op_type not in SUMMING and node.op_type not in _SQUARING:
-            return ""
-        source, result = node.inputs[0], node.outputs[0]
-        read = self._ranges.get(source.name or "") if source is not None else None
-        made = self._ranges.get(result.name or "")
-        if read is None or made is None:
-            return ""
-        squares = node.op_type in _SQUARING
-        inside = read.absmax**2 if squares else _sum_behind(read, made)
-        return f"|x| up to {inside:.4g} inside" if inside > self._limit else ""
-
-
-def _sum_behind(read: Range, made: Range) -> float:
-    return made.absmax * (read.count / made.count) if made.count else made.absmax
 
 
 def _inside_foreign_bodies(graph: ir.Graph) -> set[ir.Node]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-_SAMPLE_LIMIT = 32
+SAMPLE_LIMIT = 32
 """Samples that are run; ranges hardly grow beyond."""
 
 _FETCH_LIMIT_BYTES = 256 << 20
@@ -79,7 +79,8 @@ def measure(
     if not wanted:
         return {}
     names = {value.name or "" for value in model.graph.inputs}
-    batch = [{k: v for k, v in feeds.items() if k in names} for feeds in samples[:_SAMPLE_LIMIT]]
+    batch = [{k: v for k, v in feeds.items() if k in names} for feeds in samples[:SAMPLE_LIMIT]]
+    wanted -= {name for name in names if all(name in f and f[name].size == 0 for f in batch)}
 
     def attempt(allows_empty: bool) -> tuple[dict[str, Range], set[str]]:
         proto = ir.to_proto(model)
@@ -105,7 +106,7 @@ def measure(
 
 def _sized(model: ir.Model) -> set[str]:
     """Values of the main graph whose element count matters: in and out of means and sums."""
-    from convkit.passes.onnx_half_islands import SUMMING
+    from convkit.passes.onnx_half_insides import SUMMING
 
     values = [v for n in model.graph if n.op_type in SUMMING for v in (n.inputs[0], n.outputs[0])]
     return {value.name for value in values if value is not None and value.name}

@@ -47,8 +47,14 @@ _TREES = "ai.onnx.ml"
 _FIXED = frozenset({"BitCast"})
 """Operators about the bits of a type."""
 
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-"""Kept in fp32: a rounded scale would move every code it belongs to."""
+QUANTIZERS = frozenset((
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+    "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized", "QMoE",
+))  # fmt: skip
+"""Kept in fp32: a rounded scale would move every code it belongs to.
+
+Source: onnxruntime, docs/ContribOperators.md, for those of its own.
+"""
 
 GENERATORS = frozenset(DTYPE_ATTRIBUTES) - {"Cast"}
 """Operators that make values from no float input. ONNX Runtime has fp32 kernels for them only, and
@@ -97,7 +103,7 @@ def slots_of(node: ir.Node, opset: int, target: ir.DataType) -> Slots:
         formal is None
         or bodies_of(node)
         or node.domain == _TREES
-        or node.op_type in _QUANTIZERS | _FIXED
+        or node.op_type in QUANTIZERS | _FIXED
     ):
         return none
     if any(v.type is None or not isinstance(v.type, ir.TensorType) for v in tensors):

@@ -28,21 +28,23 @@ _PAGE_BYTES = 4096
 """ONNX advises page-aligned offsets, so that runtimes can map tensors (docs/ExternalData.md)."""
 
 
-def write_model(model: ir.Model, out: Path, folder: Path) -> None:
-    """Writes `model` to `out`, weights beyond 1 GiB to `<out.name>.data` beside it.
+def write_model(model: ir.Model, out: Path, folder: Path, data_name: str) -> None:
+    """Writes `model` to `out`, weights beyond 1 GiB to a file beside it.
 
     Args:
         model: its larger initializers are lazy or still refer to the source.
         out: the file to write.
         folder: the folder that references of the source are relative to.
+        data_name: of the file beside it.
 
     Raises:
         ResourceError: the destination cannot be written.
     """
     weights = _take_weights(model)
     total = sum(tensor.nbytes for tensor in weights.values())
+    data = out.with_name(data_name) if total > _INLINE_LIMIT_BYTES else None
     try:
-        _write(model, out, folder, weights, separate=total > _INLINE_LIMIT_BYTES)
+        _write(model, out, folder, weights, data)
     except OSError as cause:
         raise ResourceError(
             f"{out} cannot be written: {cause.strerror}.",
@@ -73,7 +75,7 @@ def _take_weights(model: ir.Model) -> dict[str, Any]:
 
 
 def _write(
-    model: ir.Model, out: Path, folder: Path, weights: dict[str, Any], *, separate: bool
+    model: ir.Model, out: Path, folder: Path, weights: dict[str, Any], data: Path | None
 ) -> None:
     import onnx_ir as ir
 
@@ -83,18 +85,18 @@ def _write(
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString() + b"".join(small)
     proto.ClearField("graph")
-    heads = _heads(weights, out.name + ".data" if separate else "")
+    heads = _heads(weights, data.name if data else "")
     size = len(graph) + sum(map(len, heads.values()))
-    size += 0 if separate else sum(tensor.nbytes for tensor in weights.values())
+    size += 0 if data else sum(tensor.nbytes for tensor in weights.values())
     with out.open("wb") as stream:
         stream.write(proto.SerializeToString())
         stream.write(encode_varint(_MODEL_GRAPH << 3 | BYTES) + encode_varint(size) + graph)
         for name, head in heads.items():
             stream.write(head)
-            if not separate:
+            if data is None:
                 _write_payload(stream, weights[name], folder)
-    if separate:
-        with out.with_name(out.name + ".data").open("wb") as stream:
+    if data is not None:
+        with data.open("wb") as stream:
             for tensor in weights.values():
                 stream.write(bytes(-stream.tell() % _PAGE_BYTES))
                 _write_payload(stream, tensor, folder)
