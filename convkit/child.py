@@ -6,10 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import IO, Any, Generic, TypeVar
 
 from convkit import resources
 from convkit.errors import ConvkitError
@@ -18,6 +20,10 @@ T = TypeVar("T")
 
 OWN_PROCESS = "CONVKIT_PROCESS"
 """Set in the environment of processes that run convkit and nothing else."""
+
+
+_PROTOCOL = 5
+"""Arrays travel as they lie, without a copy on either side. Source: PEP 574."""
 
 
 class ChildDiedError(Exception):
@@ -41,16 +47,21 @@ class Child(Generic[T]):
 
     def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
         self.peak_rss_mib = 0.0
+        self._answer: tuple[Any, float, str] | None = None
+        self._failure: Exception | None = None
+        self._last_words = ""
+        complaint = tempfile.TemporaryFile()  # noqa: SIM115 (it is read when the process has ended)
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from convkit.child import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=complaint,
             env={**os.environ, OWN_PROCESS: "1"},
         )
-        request = pickle.dumps(sys.path) + pickle.dumps((function, arguments))
-        self._streams: tuple[bytes, bytes] = (b"", b"")
-        self._talk = threading.Thread(target=self._communicate, args=(request,), daemon=True)
+        request = (list(sys.path), (function, arguments))
+        self._talk = threading.Thread(
+            target=self._communicate, args=(request, complaint), daemon=True
+        )
         self._talk.start()
 
     def result(self) -> T:
@@ -61,13 +72,13 @@ class Child(Generic[T]):
             ChildDiedError: there is no answer.
         """
         self._talk.join()
+        if self._failure is not None:
+            raise self._failure
         code = self._process.returncode
-        output, complaint = self._streams
-        if code != 0 or not output:
-            last = complaint.decode(errors="replace").strip().splitlines()[-1:] or [""]
+        if code != 0 or self._answer is None:
             ended = f"signal {-code}" if code < 0 else f"code {code}"
-            raise ChildDiedError(f"ended with {ended} {last[0]}".strip())
-        answer, self.peak_rss_mib, trace = pickle.loads(output)
+            raise ChildDiedError(f"ended with {ended} {self._last_words}".strip())
+        answer, self.peak_rss_mib, trace = self._answer
         if isinstance(answer, ConvkitError):
             raise answer from ChildTrace(trace)
         result: T = answer
@@ -79,8 +90,25 @@ class Child(Generic[T]):
             self._process.kill()
         self._talk.join()
 
-    def _communicate(self, request: bytes) -> None:
-        self._streams = self._process.communicate(request)
+    def _communicate(self, request: tuple[Any, ...], complaint: IO[bytes]) -> None:
+        """Sends the parts of a request, takes the answer; `complaint` is its standard error."""
+        to, answers = self._process.stdin, self._process.stdout
+        assert to is not None
+        assert answers is not None
+        with complaint:
+            try:
+                with suppress(BrokenPipeError), to:  # it died already
+                    for part in request:
+                        pickle.dump(part, to, _PROTOCOL)
+                with suppress(EOFError, pickle.UnpicklingError), answers:  # it died over it
+                    self._answer = pickle.load(answers)
+            except Exception as failure:  # what was sent, or came, cannot be pickled
+                self._failure = failure
+                self._process.kill()
+            self._process.wait()
+            complaint.seek(0)
+            lines = complaint.read().decode(errors="replace").strip().splitlines()
+        self._last_words = lines[-1] if lines else ""
 
 
 def serve() -> None:
@@ -100,7 +128,7 @@ def serve() -> None:
         answer, trace = error, traceback.format_exc()
     peak = resources.peak_rss_bytes() / (1 << 20)
     with os.fdopen(answer_to, "wb") as stream:
-        pickle.dump((answer, peak, trace), stream)
+        pickle.dump((answer, peak, trace), stream, _PROTOCOL)
     sys.stderr.flush()
     os._exit(0)  # tearing a framework down takes longer than what is left to do
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
+
+import numpy as np
 
 from convkit.errors import UnknownNameError
 
@@ -13,6 +16,11 @@ def add(a: int, b: int) -> int:
     """Adds, and chatters as frameworks do."""
     print("chatter on standard output")  # noqa: T201
     return a + b
+
+
+def ones(count: int) -> np.ndarray[Any, Any]:
+    """Bytes."""
+    return np.ones(count, np.uint8)
 
 
 def refuse() -> None:

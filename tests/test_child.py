@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import child_work
@@ -17,6 +19,23 @@ from convkit.errors import UnknownNameError
 
 def test_a_result_comes_back_whatever_is_printed_meanwhile() -> None:
     assert Child(child_work.add, 2, 3).result() == 5
+
+
+def test_an_argument_that_does_not_travel_is_an_error_here() -> None:
+    child = Child(child_work.add, 2, lambda: 3)
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        child.result()
+    child.stop()
+
+
+def test_arrays_come_back_without_a_copy_beside_them() -> None:
+    byte_count = 64 << 20
+    tracemalloc.start()
+    array = Child(child_work.ones, byte_count).result()
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert array.all()
+    assert most_bytes < 1.5 * byte_count
 
 
 def test_it_runs_in_another_process() -> None:
