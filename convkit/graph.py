@@ -95,20 +95,27 @@ class ConverterGraph:
             raise UnknownNameError("step", name, self.steps)
         return self.steps[name]
 
-    def plan(self, source: State, to: str, precision: Precision | None = None) -> Route:
+    def plan(
+        self,
+        source: State,
+        to: str,
+        precision: Precision | None = None,
+        artifact: Artifact | None = None,
+    ) -> Route:
         """The cheapest route; precision never rises and falls as late as possible.
 
         Args:
             source: format and precision of the model at hand.
             to: format name.
             precision: asked for; None keeps the source's, or what converters alone make of it.
+            artifact: the model at hand; without it every step that fits the state is considered.
 
         Raises:
             UnknownNameError: there is no format `to`.
             NoRouteError: there is no route.
         """
         self.format(to)
-        for cost, state, steps in self._explore(source):
+        for cost, state, steps in self._explore(source, to, artifact):
             is_kept = precision is None and all(isinstance(step, Converter) for step in steps)
             if state[0] == to and (is_kept or state[1] is precision):
                 return Route(source, steps, cost)
@@ -118,7 +125,9 @@ class ConverterGraph:
         """Every (format, precision) there is a route to, the source itself included."""
         return {state: Route(source, steps, cost) for cost, state, steps in self._explore(source)}
 
-    def _explore(self, source: State) -> Iterator[tuple[float, State, tuple[Step, ...]]]:
+    def _explore(
+        self, source: State, to: str = "", artifact: Artifact | None = None
+    ) -> Iterator[tuple[float, State, tuple[Step, ...]]]:
         """Dijkstra's algorithm: states in order of cost, each with its cheapest chain.
 
         Source: Dijkstra, A note on two problems in connexion with graphs, 1959.
@@ -134,6 +143,8 @@ class ConverterGraph:
             yield cost, state, steps
             for step in self.steps.values():
                 if not _applies(step, state) or not _has_folder(step, steps):
+                    continue
+                if not steps and artifact is not None and not _takes(step, artifact, to):
                     continue
                 order += 1
                 arrived = after(step, state)
@@ -171,10 +182,17 @@ def _applies(step: Step, state: State) -> bool:
 
 def _has_folder(step: Step, before: Sequence[Step]) -> bool:
     """Whether what a step works on will be there, if it works on folders as users have them."""
-    if isinstance(step, Converter) or not step.of_source or not before:
+    if not step.of_source or not before:
         return True
     last = before[-1]
     return last.makes_folder if isinstance(last, Converter) else last.of_source
+
+
+def _takes(step: Step, artifact: Artifact, to: str) -> bool:
+    """Whether a step may begin the way of a model to a format."""
+    if isinstance(step, Pass) or step.takes is None or step.target == to:
+        return True
+    return step.takes(artifact)
 
 
 def after(step: Step, state: State) -> State:

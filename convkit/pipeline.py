@@ -49,7 +49,8 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
     source = graph.detect(
         recipe.model, weights=recipe.weights, opening=recipe.opening(), graph=converters
     )
-    route = converters.plan((source.format, source.precision), recipe.to, precision)
+    state = (source.format, source.precision)
+    route = converters.plan(state, recipe.to, precision, source)
     if not route.steps and recipe.scheme:
         route = _requantizing(route, converters)
     route = opset_step.extended(route, source, recipe.to, recipe.opset)

@@ -185,7 +185,10 @@ class Converter:
         gives: precisions that the target holds otherwise than the source: quantized weights that
             are unpacked to floating point, exactly.
         ending: what the name of a result ends in, for a source; None: as the format's files do.
-        makes_folder: whether a result is a folder as users have them, for passes on such.
+        makes_folder: whether a result is a folder as users have them, for steps on such.
+        of_source: works on a model as users have it, not on what most converters make.
+        takes: whether it may be a step on the way of this source to other formats; None: of any.
+            Towards its own target it is taken all the same, for it can say best what is wrong.
         streaming: how it works tensor by tensor, if it does.
         label: its name, where it is not that of its formats.
     """
@@ -201,6 +204,8 @@ class Converter:
     gives: Mapping[Precision, Precision] = field(default_factory=dict)
     ending: Callable[[Artifact], str | None] | None = None
     makes_folder: bool = False
+    of_source: bool = False
+    takes: Callable[[Artifact], bool] | None = None
     streaming: Streaming | None = None
     label: str = ""
 

@@ -37,6 +37,8 @@ def streaming_converter(
     gives: Mapping[str, str] = MappingProxyType({}),
     ending: str | None = None,
     makes_folder: bool = False,
+    of_source: bool = False,
+    takes: Callable[[Artifact], bool] | None = None,
 ) -> Callable[[Callable[..., AbstractContextManager[Any]]], Converter]:
     """Makes `(source, work, *, options...) -> context manager of a stream` a converter."""
 
@@ -54,6 +56,8 @@ def streaming_converter(
             gives={Precision(here): Precision(there) for here, there in gives.items()},
             ending=None if ending is None else lambda artifact: ending,
             makes_folder=makes_folder,
+            of_source=of_source,
+            takes=takes,
             streaming=Streaming(function, sink),
         )
 

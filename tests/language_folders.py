@@ -43,6 +43,7 @@ def llama_folder(path: Path, dtype: str = "float32", **changes: Any) -> Path:
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.06)
+    transformers.utils.logging.disable_progress_bar()
     network.save_pretrained(path)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

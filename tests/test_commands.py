@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from convkit import cli
+from tests.language_folders import llama_folder
 
 _FOLDER = Path(__file__).parent / "commands"
 
@@ -61,6 +62,11 @@ def make_tanh(name: str) -> None:
     onnx.save(onnx.parser.parse_model(text + "{ y = Tanh(x) }"), name)
 
 
+def make_language_model(name: str) -> None:
+    """A Hugging Face folder with a Llama of two layers."""
+    llama_folder(Path(name))
+
+
 def make_folder(name: str) -> None:
     """A folder with a file that is no model."""
     Path(name).mkdir()
@@ -80,6 +86,7 @@ def make_samples(name: str, shape: tuple[int, ...]) -> None:
 _MAKERS: dict[str, Callable[[str], None]] = {
     "relu.onnx": make_relu,
     "tanh.onnx": make_tanh,
+    "language-model/": make_language_model,
     "photos/": make_folder,
     "dangling.onnx": make_link,
     "narrow.npz": lambda name: make_samples(name, (2, 3)),

@@ -6,7 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_contract import encoder_folder, linear_graph, saved_module, traced_network
+from test_contract import (
+    encoder_folder,
+    language_file,
+    language_model,
+    linear_graph,
+    saved_module,
+    traced_network,
+)
 
 from convkit import pipeline
 from convkit import recipe as recipes
@@ -15,7 +22,13 @@ _FOLDER = Path(__file__).parent.parent / "recipes"
 _ALL = sorted(_FOLDER.glob("*.yaml"))
 
 
-_MAKERS = {"network.pt": traced_network, "network.onnx": linear_graph, "exported": saved_module}
+_MAKERS = {
+    "network.pt": traced_network,
+    "network.onnx": linear_graph,
+    "exported": saved_module,
+    "language-model": language_model,
+    "model.gguf": language_file,
+}
 
 
 def beside_its_model(recipe: Path, folder: Path) -> Path:

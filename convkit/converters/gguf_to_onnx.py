@@ -39,6 +39,11 @@ def _ending(source: Artifact) -> str:
     return "-onnx"
 
 
+def _continues_texts(source: Artifact) -> bool:
+    """Whether a file holds a model of which graphs are built; the others go over PyTorch."""
+    return any(spec.name == "logits" for spec in source.outputs)
+
+
 gguf_to_onnx = replace(
     ladder(
         "gguf",
@@ -49,4 +54,5 @@ gguf_to_onnx = replace(
         cost=1.0,
     ),
     ending=_ending,
+    takes=_continues_texts,
 )
