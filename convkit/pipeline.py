@@ -86,7 +86,8 @@ def run(
         place = cleanup.enter_context(workspace(job.destination, force=recipe.force))
         size = job.source.size_bytes()
         resources.check_disk(place.destination.parent, _needed_bytes(job, steps, size))
-        if recipe.verify or not all(step.streaming for step in job.route.steps):
+        is_held = recipe.verify or recipe.calibration  # else only rows of it are in memory
+        if is_held or not all(step.streaming for step in job.route.steps):
             resources.check_memory(size)
         recorder = Recorder(
             job.source,
