@@ -89,13 +89,17 @@ def test_weights_keep_the_precision_of_the_folder(tmp_path):
     assert kinds["model.layers.0.mlp.up_proj.weight"] == onnx.TensorProto.BFLOAT16
 
 
-def test_tensors_wider_than_the_model_are_rounded_and_told(tmp_path):
+def test_tensors_wider_than_the_model_are_told_where_they_lose_digits(tmp_path):
     source = tiny("llama", tmp_path / "model", torch.float16)
     network = models.load(source.path)
     network.model.norm.float()
     network.save_pretrained(source.path)
-    notes = run(source, tmp_path / "m.onnx")
-    assert notes == ["tensors rounded from F32, as PyTorch does when it loads them: 1"]
+    assert run(source, tmp_path / "m.onnx") == []
+    network.model.norm.weight.data += 1e-5
+    network.save_pretrained(source.path)
+    assert run(source, tmp_path / "m.onnx") == [
+        "rounded, as PyTorch does when it loads them: model.norm.weight"
+    ]
 
 
 def test_keys_that_mean_nothing_are_told(tmp_path):

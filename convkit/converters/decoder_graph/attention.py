@@ -104,7 +104,7 @@ class Plain:
         scores = graph.cast(scores, FLOAT)
         if attention.softcap is not None:
             scores = parts.cap(scores, attention.softcap, FLOAT)
-        bias = self.call.bias(attention.window, group)
+        bias = self.call.bias(attention.window, group, FLOAT)
         scores = graph.add("Add", scores, bias, name="masked_scores")
         shares = graph.add("Softmax", scores, name="shares", axis=-1)
         shares = graph.cast(shares, graph.float_type, of=FLOAT)

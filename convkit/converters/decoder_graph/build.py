@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Precision
 from convkit.checkpoint.rows import Rows
+from convkit.checkpoint.writing import names_of
 from convkit.converters.decoder_graph.attention import Cache, Plain
 from convkit.converters.decoder_graph.blueprint import Blueprint, Experts, Layer
 from convkit.converters.decoder_graph.call import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Call
@@ -51,12 +52,22 @@ class Built:
     Attributes:
         proto: all but the weights.
         weights: initializers that are read when they are written.
-        notes: sentences for the report.
+        seen: sentences on what was seen while building.
+        rounded: weights that lost digits; they come in while writing.
     """
 
     proto: onnx.ModelProto
     weights: tuple[Streamed, ...]
-    notes: tuple[str, ...] = ()
+    seen: tuple[str, ...]
+    rounded: Collection[str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the report; complete when the model is written."""
+        if not self.rounded:
+            return self.seen
+        names = names_of(sorted(self.rounded))
+        return (*self.seen, f"rounded, as PyTorch does when it loads them: {names}")
 
     def write(
         self,
@@ -123,22 +134,18 @@ def build(
         _model(blueprint, graph, config),
         tuple(graph.weights.values()),
         tuple(_notes(blueprint, graph)),
+        graph.rounded,
     )
 
 
 def _notes(blueprint: Blueprint, graph: Graph) -> Iterator[str]:
-    """What a user should hear: options nobody looked at, tensors that are not stored as they were.
-
-    Half types that became float32 are no such thing: it holds them exactly.
-    """
+    """What a user should hear of options nobody looked at and of weights kept otherwise."""
     if blueprint.unread:
         yield f"config.json keys without a meaning here: {', '.join(blueprint.unread)}"
     changes = (how.rpartition(CHANGED)[2] for _, how in graph.sources.values() if CHANGED in how)
     for kind, count in Counter(changes).items():
         if TYPES[kind].is_quantized:
             yield f"tensors of type {kind} that became floats: {count}"
-        elif graph.float_type != FLOAT:
-            yield f"tensors rounded from {kind}, as PyTorch does when it loads them: {count}"
 
 
 @dataclass(frozen=True)

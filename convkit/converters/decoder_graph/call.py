@@ -6,12 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convkit.converters.decoder_graph.graph import BOOL, INT32, INT64, Graph
+from convkit.converters.decoder_graph.graph import (
+    BFLOAT16,
+    BOOL,
+    FLOAT,
+    FLOAT16,
+    INT32,
+    INT64,
+    Graph,
+)
 
 INPUT_IDS, ATTENTION_MASK, POSITION_IDS = "input_ids", "attention_mask", "position_ids"
 
-_MASKED = float(np.finfo(np.float32).min)
-"""Added to a masked score. Not minus infinity: a row that sees nothing stays finite."""
+_MASKED = {FLOAT: float(np.finfo(np.float32).min), FLOAT16: -65504.0, BFLOAT16: -3.38e38}
+"""Added to a masked score, by type: its least number, or nearly. Not minus infinity, so that a row
+that sees nothing stays finite."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +50,21 @@ class Call:
 
         return graph.shared("total", make)
 
-    def bias(self, window: int | None, group: int) -> str:
-        """What is added to scores, float32: (batch, 1, group x sequence, total).
+    def bias(self, window: int | None, group: int, float_type: int) -> str:
+        """What is added to scores: (batch, 1, group x sequence, total).
 
         A token sees itself and what came before it in the cache, at most `window` tokens in all,
         except where `attention_mask` is 0. Rows come `group` times, as the queries of a group do.
         """
-        return self.graph.shared(("bias", window, group), lambda: self._bias(window, group))
+        return self.graph.shared(
+            ("bias", window, group), lambda: self._bias(window, group, float_type)
+        )
 
-    def _bias(self, window: int | None, group: int) -> str:
+    def _bias(self, window: int | None, group: int, float_type: int) -> str:
         graph = self.graph
-        masked = graph.real(_MASKED)
+        masked = graph.real(_MASKED[float_type], float_type)
         seen = graph.shared(("seen", window), lambda: self._seen(window))
-        bias = graph.add("Where", seen, graph.real(0.0), masked, name="bias")
+        bias = graph.add("Where", seen, graph.real(0.0, float_type), masked, name="bias")
         if group == 1:
             return bias
         return graph.add("Concat", *[bias] * group, name="bias_of_group", axis=2)
@@ -90,16 +101,17 @@ class Call:
         kept = graph.cast(ATTENTION_MASK, BOOL, of=INT64)
         return graph.add("Unsqueeze", kept, graph.ints(1, 2), name="is_kept")
 
-    def lengths(self) -> str:
-        """Tokens of each row that are no padding, less one: (batch), int32."""
+    def last_places(self) -> str:
+        """The place of each row's last token in the cache, padding counted: (batch), int32."""
         graph = self.graph
 
         def make() -> str:
-            count = graph.add("ReduceSum", ATTENTION_MASK, graph.ints(1), name="kept", keepdims=0)
-            last = graph.add("Sub", count, graph.whole(1), name="last_kept")
-            return graph.cast(last, INT32, of=INT64)
+            last = graph.add("Sub", self.total(), graph.whole(1), name="last")
+            last = graph.cast(last, INT32, of=INT64)
+            batch = graph.add("Shape", INPUT_IDS, name="batch", end=1)
+            return graph.add("Expand", last, batch, name="last_places")
 
-        return graph.shared("lengths", make)
+        return graph.shared("last_places", make)
 
     def total_int32(self) -> str:
         """As `total`, int32."""

@@ -35,6 +35,7 @@ class Graph:
         constants: small initializers.
         weights: large ones, by name.
         sources: weight -> where it comes from in the checkpoint, and how.
+        rounded: weights that lost digits when they were written.
         domains: of operators beyond the standard.
     """
 
@@ -45,6 +46,7 @@ class Graph:
     constants: list[onnx.TensorProto] = field(default_factory=list)
     weights: dict[str, Streamed] = field(default_factory=dict)
     sources: dict[str, tuple[str, str]] = field(default_factory=dict)
+    rounded: set[str] = field(default_factory=set)
     domains: set[str] = field(default_factory=set)
     _scope: str = ""
     _taken: set[str] = field(default_factory=set)

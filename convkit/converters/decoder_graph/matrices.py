@@ -136,7 +136,7 @@ def matrix_of(
     is_float = is_turned or graph.float_type != FLOAT  # scales have the type of what they scale
     form = None if is_float else form_of(rows.dtype)
     if form is None:
-        weight, change = streamed(name, rows, graph.float_type)
+        weight, change = streamed(name, rows, graph.float_type, graph.rounded.add)
         told = ", ".join(filter(None, (how, change)))
         return FloatMatrix(graph.weight(weight, source, told), is_turned)
     told = ", ".join(filter(None, (how, rows.dtype)))

@@ -42,8 +42,9 @@ class Parts:
     def tensor(self, name: str, *shape: int) -> str:
         """A float tensor of the checkpoint as an initializer."""
         found, rows = self.weights.take(f"{self.prefix}{name}", shape)
-        weight, change = streamed(found, rows, self.graph.float_type)
-        return self.graph.weight(weight, found, change)
+        graph = self.graph
+        weight, change = streamed(found, rows, graph.float_type, graph.rounded.add)
+        return graph.weight(weight, found, change)
 
     def matrix(self, name: str, outputs: int, inputs: int, *, is_turned: bool = False) -> Matrix:
         """A matrix of the checkpoint, packed where it is block-quantized."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from convkit.checkpoint.rows import FLOATS, Rows, Selected
+from convkit.checkpoint.rows import Rows, Selected, widened
+from convkit.checkpoint.writing import narrowed
 from convkit.converters.decoder_graph.graph import BFLOAT16, FLOAT, FLOAT16
 from convkit.converters.onnx_stream import Streamed
 from convkit.errors import ModelError, UnsupportedError
+from convkit.safetensors_file import ITEM_BYTES
 
-_STORED = {"F32": FLOAT, "F16": FLOAT16, "BF16": BFLOAT16}
-_ITEM_BYTES = {FLOAT: 4, FLOAT16: 2, BFLOAT16: 2}
+_DTYPES = {FLOAT: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
 _PIECE_BYTES = 4 << 20
 
 CHANGED = "from "
@@ -96,19 +97,30 @@ class Weights:
         return next((key for key in (name, bare) if key in self._tensors), None)
 
 
-def streamed(name: str, rows: Rows, float_type: int) -> tuple[Streamed, str]:
+def streamed(
+    name: str, rows: Rows, float_type: int, note_loss: Callable[[str], None]
+) -> tuple[Streamed, str]:
     """A tensor as an initializer of a float type, and what had to be done to it.
 
-    That is nothing where it is stored so. Float32 becomes a half type as PyTorch rounds it.
+    That is nothing where it is stored so. Float32 becomes a half type as PyTorch rounds it;
+    `note_loss` hears the name, while it is written, if numbers do not survive that.
     """
-    weight = Streamed(
-        name,
-        float_type,
-        tuple(rows.shape),
-        rows.element_count * _ITEM_BYTES[float_type],
-        lambda: _pieces(rows, float_type),
-    )
-    is_same = _STORED.get(rows.dtype) == float_type
+
+    def pieces() -> Iterator[Any]:
+        for begin, end in _spans(rows):
+            if is_same:
+                yield np.ascontiguousarray(rows.stored(begin, end)).data
+                continue
+            values = rows.read(begin, end)
+            stored = narrowed(values, dtype)
+            if dtype != "F32" and not np.array_equal(widened(stored, dtype), values):
+                note_loss(name)
+            yield np.ascontiguousarray(stored).data
+
+    dtype = _DTYPES[float_type]
+    is_same = rows.dtype == dtype
+    byte_count = rows.element_count * ITEM_BYTES[dtype]
+    weight = Streamed(name, float_type, tuple(rows.shape), byte_count, pieces)
     return weight, "" if is_same else f"{CHANGED}{rows.dtype}"
 
 
@@ -125,25 +137,6 @@ def are_equal(first: Rows, second: Rows) -> bool:
 def slab(rows: Rows, begin: int, end: int) -> Rows:
     """Rows of one matrix among those stacked in a tensor, all leading axes counted as one."""
     return Selected(rows, np.arange(begin, end))
-
-
-def _pieces(rows: Rows, float_type: int) -> Iterator[Any]:
-    for begin, end in _spans(rows):
-        if _STORED.get(rows.dtype) == float_type:
-            yield np.ascontiguousarray(rows.stored(begin, end)).data
-        else:
-            yield _rounded(rows.read(begin, end), float_type).view(np.uint8).data
-
-
-def _rounded(values: Any, float_type: int) -> Any:
-    """float32 in another float type, to nearest, ties to even."""
-    if float_type == FLOAT16:
-        return values.astype(FLOATS["F16"])
-    if float_type == BFLOAT16:
-        import ml_dtypes
-
-        return values.astype(ml_dtypes.bfloat16)
-    return np.ascontiguousarray(values, np.float32)
 
 
 def _spans(rows: Rows) -> Iterator[tuple[int, int]]:
