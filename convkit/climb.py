@@ -127,7 +127,7 @@ class Climb:
         if missing:
             raise RungSkipped(f"needs {missing[0].module}: {missing[0].install}")
         target = graph.after(step, (source.format, source.precision))
-        out = self.place.room(f"{number}-{rung.name}") / self._result_name(target)
+        out = self.place.room(f"{number}-{rung.name}") / self._result_name(step, source, target)
         if not rung.is_eager:
             _import(rung.needs)  # while the source runs
             source = self._resolved(source)
@@ -197,11 +197,20 @@ class Climb:
             raise StepError(f"{artifact.format} files have no framework object to load.")
         return load(artifact)
 
-    def _result_name(self, target: graph.State) -> str:
-        """The destination's name wherever its format arises, so that names written inside fit."""
-        if target[0] == graph.after(self.last, target)[0]:
-            return self.place.destination.name
-        return f"{self.place.destination.stem}{self.converters.format(target[0]).suffixes[0]}"
+    def _result_name(self, step: Step, source: Artifact, target: graph.State) -> str:
+        """The destination's name wherever its format arises, so that names written inside fit.
+
+        Other results have it with the ending that their step or format gives.
+        """
+        name = self.place.destination.name
+        final = graph.after(self.last, target)[0]
+        if target[0] == final:
+            return name
+        suffixes = self.converters.format(final).suffixes
+        stem = name.removesuffix(next((s for s in suffixes if s and name.endswith(s)), ""))
+        own = step.ending if isinstance(step, Converter) else None
+        ending = own(source) if own else None
+        return stem + (self.converters.format(target[0]).suffixes[0] if ending is None else ending)
 
     def _describe(self, step: Step, source: Artifact, out: Path, precision: Precision) -> Artifact:
         """The written file as an artifact; what its headers do not tell follows from the source."""

@@ -13,6 +13,7 @@ from typing import Any
 from convkit import fusing, graph, opset_step, resources, verification
 from convkit.artifact import Artifact, Precision
 from convkit.climb import Climb
+from convkit.destination import default_destination
 from convkit.errors import MissingRequirementError, UnknownNameError, UsageError
 from convkit.graph import ConverterGraph, Route
 from convkit.listener import Listener, Silence
@@ -20,7 +21,7 @@ from convkit.options import options_of
 from convkit.recipe import Recipe
 from convkit.recording import Recorder
 from convkit.report import Report, StepReport
-from convkit.step import Converter, Pass, Step, Work
+from convkit.step import Step, Work
 from convkit.workspace import workspace
 
 _SHOWN_REFUSALS = 3
@@ -61,7 +62,9 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
         )
     _check_options_are_used(options, route)
     _share_options(recipe, route, options)
-    destination = recipe.out or _default_destination(recipe, source, route, converters)
+    destination = recipe.out or default_destination(
+        source, recipe.model, route, converters, recipe.scheme
+    )
     destination = destination.expanduser().absolute()
     _check_source_survives(source, destination)
     return Plan(recipe, source, route, destination, options)
@@ -298,20 +301,3 @@ def _check_source_survives(source: Artifact, destination: Path) -> None:
                 f"{destination} is the source model, or holds it; the result would replace it.",
                 hint="Write elsewhere:  -o PATH",
             )
-
-
-def _default_destination(
-    recipe: Recipe, source: Artifact, route: Route, converters: ConverterGraph
-) -> Path:
-    """Beside the source, `model.onnx` -> `model.fp16.onnx`; a factory's in the working folder."""
-    last = route.steps[-1]
-    ending = last.ending(source) if isinstance(last, Converter) and last.ending else None
-    suffix = converters.format(recipe.to).suffixes[0] if ending is None else ending
-    precision = route.states[-1][1]
-    is_chosen = any(isinstance(step, Pass) for step in route.steps) or recipe.scheme
-    middle = f".{recipe.scheme or precision}" if is_chosen else ""
-    if source.opening.factory:
-        return Path(source.opening.factory.rpartition(":")[2].lower() + middle + suffix)
-    path = Path(recipe.model).expanduser().absolute()
-    stem = path.name if path.is_dir() else path.stem
-    return path.with_name(f"{stem}{middle}{suffix}")

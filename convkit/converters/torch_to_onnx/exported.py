@@ -15,6 +15,7 @@ from convkit.converters.torch_to_onnx.callable import (
     prepare,
     quiet,
 )
+from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_place
 from convkit.converters.torch_to_onnx.naming import (
     drop_traces,
     name_inputs,
@@ -104,7 +105,8 @@ def _export(
     name_outputs(model.graph, output_names(source.outputs, len(model.graph.outputs)))
     drop_traces(model)
     work.progress("writing", 0, None)
-    write(model, out, ir_version=ir_version_for(opset))
+    write(model, graph_place(source, out), ir_version=ir_version_for(opset))
+    copy_companions(source.path, out)
 
 
 def _capture(prepared: Prepared, work: Work) -> torch.export.ExportedProgram:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from convkit.artifact import Artifact
+from convkit.onnx_language_graph import is_causal
+
 _COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -22,6 +25,17 @@ _COMPANIONS = (
 
 Source: `save_pretrained` of transformers' configs and tokenizers.
 """
+
+
+def folder_ending(source: Artifact) -> str | None:
+    """`-onnx` for the folder that a language model becomes; None for what becomes a file."""
+    is_folder = source.opening.factory is None and source.path.is_dir()
+    return "-onnx" if is_folder and is_causal(source.path) else None
+
+
+def graph_place(source: Artifact, out: Path) -> Path:
+    """Where the graph of any model goes: of a language model as `graph_path` says, else `out`."""
+    return graph_path(out) if folder_ending(source) else out
 
 
 def graph_path(out: Path) -> Path:
