@@ -213,7 +213,8 @@ def inputs_for(runner: Runner, given: list[Feeds]) -> Iterator[Feeds]:
 def _text(runner: LanguageRunner) -> Iterator[Feeds]:
     """One row long enough to tell predictions apart, where the model takes such."""
     length = min(_TEXT_TOKENS, runner.context_length or _TEXT_TOKENS)
-    yield runner.example({"batch": 1, "sequence": length}, _SEED)
+    names = samples.dynamic_names(runner.inputs)  # whatever its file calls batch and sequence
+    yield runner.example(dict(zip(names, (1, length), strict=False)), _SEED)
 
 
 def text_windows(runner: Runner, path: Path) -> list[Feeds]:
