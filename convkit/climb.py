@@ -144,10 +144,12 @@ class Climb:
             is_forced=self.is_forced,
         )
         _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
+        digest = source.sha256()  # like what follows, while the source may still run
         if not self.verifies:
-            made = self._describe(step, source, out, target[1])
+            made = self._describe(step, source, out, target[1], digest)
             return _Attempt(made, verification.Comparison(()))
-        made = self._describe(step, self._resolved(source), out, target[1])
+        judging.prepare(self.converters.format(target[0]))
+        made = self._describe(step, self._resolved(source), out, target[1], digest)
         self.listener.stage(f"Verifying {step.name} ({rung.name})")
         judgement = judging.judge(
             made, self.recorder.recording(), self.converters.format(made.format)
@@ -212,8 +214,13 @@ class Climb:
         ending = own(source) if own else None
         return stem + (self.converters.format(target[0]).suffixes[0] if ending is None else ending)
 
-    def _describe(self, step: Step, source: Artifact, out: Path, precision: Precision) -> Artifact:
-        """The written file as an artifact; what its headers do not tell follows from the source."""
+    def _describe(
+        self, step: Step, source: Artifact, out: Path, precision: Precision, digest: str
+    ) -> Artifact:
+        """The written file as an artifact; what its headers do not tell follows from the source.
+
+        The source's `digest` goes into the lineage.
+        """
         wrote_code = isinstance(step, Converter) and step.writes_code
         opening = Opening(inputs=source.inputs, trust=self.trust or wrote_code)
         found = graph.detect(out, opening=opening, graph=self.converters)
@@ -224,7 +231,7 @@ class Climb:
             step=step.name,
             options=fusing.options_in(step, self.options),
             versions=_versions(step),
-            input_sha256=source.sha256(),
+            input_sha256=digest,
             finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         return replace(
