@@ -135,6 +135,12 @@ def test_keys_that_mean_nothing_to_the_family_are_told():
     )  # fmt: skip
 
 
+def test_the_activation_may_be_told_twice_but_not_differently():
+    config = {"model_type": "gemma2", "num_hidden_layers": 1, "hidden_act": "gelu_pytorch_tanh"}
+    assert blueprint(config).unread == ()
+    assert blueprint({**config, "hidden_act": "relu"}).unread == ("hidden_act",)
+
+
 def test_null_and_a_missing_key_are_told_apart():
     mistral = {**SMALL, "model_type": "mistral"}
     assert blueprint(mistral).layers[0].attention.window == 4096

@@ -104,6 +104,11 @@ class Settings:
         self._read.add(key)
         return key in self._document
 
+    def repeats(self, key: str, value: Any) -> None:
+        """Counts a key that this family does not read as read where it says the same as `value`."""
+        if self._document.get(key) == value:
+            self._read.add(key)
+
     def refusal(self, what: str, why: str) -> UnsupportedError:
         """The error for an option that no blueprint expresses."""
         return UnsupportedError(

@@ -36,6 +36,7 @@ def gemma(settings: Settings) -> Blueprint:
     activation = str(settings.get("hidden_act", _TANH))
     # Its first configurations said "gelu" and meant the approximation.
     activation = _TANH if activation == "gelu" else activation
+    settings.repeats("hidden_activation", activation)
     inner = settings.number("intermediate_size", default=24576)
     feed_forward = _gated(sizes, inner, activation)
     return _decoder(settings, sizes, [attention] * sizes.layers, feed_forward, has_after=False)
@@ -124,6 +125,7 @@ def _attentions(
 
 def _gated_of(settings: Settings, sizes: Sizes) -> FeedForward:
     activation = str(settings.get("hidden_activation", _TANH))
+    settings.repeats("hidden_act", activation)
     return _gated(sizes, settings.number("intermediate_size", default=9216), activation)
 
 

@@ -70,6 +70,7 @@ def qwen3_moe(settings: Settings) -> Blueprint:
     sizes = sizes_of(settings, width=2048, layers=24, heads=32, kv_heads=4)
     has_bias = settings.holds("attention_bias")
     window = window_of(settings, 4096, is_on=settings.holds("use_sliding_window"))
+    settings.get("max_window_layers")  # here all layers slide, or none
     attention = attention_of(
         sizes,
         rotary(settings, sizes.head, context=32768),
