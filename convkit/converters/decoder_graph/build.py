@@ -37,7 +37,7 @@ was done to it], and the `config.json`."""
 
 DIALECTS: Mapping[str, Callable[[Graph, Call], Plain | Fused]] = {"plain": Plain, "fused": Fused}
 
-_FLOATS = {Precision.FP32: FLOAT, Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
+_HALVES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 _NEWEST_OLD_OPSET = 22
 """Newer ones ask for IR version 11. Source: onnx, docs/Versioning.md."""
 
@@ -109,7 +109,8 @@ def build(
         tensors: of the checkpoint, under transformers' names; each has to have a place.
         config: what the blueprint was read from; it goes into the model's metadata.
         others: names of what else the checkpoint holds, tables of integers mostly.
-        precision: of weights, cache and logits.
+        precision: of weights, cache and logits; a quantized one leaves all that is not quantized in
+            float32.
         attention: `plain`, or `fused` for operators of ONNX Runtime.
         opset: of the standard operators.
         accuracy_level: of products with block-quantized matrices: 4 rounds what they are multiplied
@@ -125,7 +126,7 @@ def build(
         raise UsageError(f"attention is one of {', '.join(DIALECTS)}, not '{attention}'.")
     if opset < OLDEST_OPSET:
         raise UsageError(f"A language model needs opset {OLDEST_OPSET} or newer, not {opset}.")
-    graph = Graph(opset, _FLOATS[precision], accuracy_level)
+    graph = Graph(opset, _HALVES.get(precision, FLOAT), accuracy_level)
     weights = Weights(tensors, blueprint.unused, others)
     network = _Network(blueprint, graph, weights, DIALECTS[attention](graph, Call(graph)))
     network.build()
