@@ -291,8 +291,9 @@ class _Search:
         if not names:
             self._measure_outputs(other, shown)
         for name, key in zip(names, keys, strict=True):
-            if key in other and name in shown and _are_comparable(other[key], shown[name]):
-                self._measured[name] = self._measure(other[key], shown[name])
+            found = _aligned(other.get(key), shown.get(name))
+            if found is not None and _are_comparable(found, shown[name]):
+                self._measured[name] = self._measure(found, shown[name])
             else:
                 self._forget(name)
 
@@ -367,6 +368,15 @@ class _Search:
                 else:
                     touched.add(made)
         return found
+
+
+def _aligned(array: Array | None, like: Array | None) -> Array | None:
+    """An array in the shape of another, where one of the two counts the rows of a batch on."""
+    if array is None or like is None or abs(array.ndim - like.ndim) != 1:
+        return array
+    flat, batched = sorted((array.shape, like.shape), key=len)
+    counted_on = (math.prod(batched[:2]), *batched[2:])
+    return array.reshape(like.shape) if flat == counted_on else array
 
 
 def _are_comparable(reference: Array, candidate: Array) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import Artifact
 from convkit.errors import UsageError
 from convkit.exposing import Exposed, ExposedGraph, ExposedNetwork
+from convkit.module_parameters import parameter_values
 from convkit.module_scopes import module_values
 from convkit.step import Feeds
 
@@ -72,9 +73,9 @@ def _to_onnx(
         raise UsageError(f"A {reference.format} reference needs to be loaded; pass load=.")
     if reference.format == "torch":
         network = load(reference)
-        names = samples[0] if samples else ()
-        exposed = ExposedNetwork(network, names)
-        return Pair(graph, exposed, module_values(graph, exposed.modules))
+        exposed = ExposedNetwork(network, samples[0] if samples else ())
+        names = parameter_values(graph, exposed.modules) | module_values(graph, exposed.modules)
+        return Pair(graph, exposed, names)
     if reference.format in _TENSORFLOW:
         from convkit.exposing_tensorflow import ExposedTensorFlow
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Precision, TensorSpec
 from convkit.errors import UnsupportedError
+from convkit.onnx_folder import graph_file, text_folder
+from convkit.onnx_language_graph import language_graph
 from convkit.step import Feeds, Outputs, Runner
 
 if TYPE_CHECKING:
@@ -50,9 +52,12 @@ class ExposedGraph(Exposed):
     def __init__(self, artifact: Artifact) -> None:
         from convkit.formats.onnx_header import read_header
 
-        self.artifact = artifact
-        self.header: Header = read_header(artifact.path, with_nodes=True)
-        self.inputs = self.header.inputs
+        self.artifact = replace(artifact, path=graph_file(artifact.path))
+        header: Header = read_header(self.artifact.path, with_nodes=True)
+        self.header = header
+        folder = text_folder(artifact.path)
+        self._language = language_graph(header.inputs, header.outputs, folder)
+        self.inputs = self._language.inputs if self._language else header.inputs
         self.outputs = tuple(spec.name for spec in self.header.outputs)
         self.nodes: Sequence[NodeHeader] = self.header.nodes
         self.makers = {name: node for node in self.nodes for name in node.outputs if name}
@@ -62,7 +67,11 @@ class ExposedGraph(Exposed):
         """The graph's outputs and the values of these names."""
         inner = [key for key in keys if key not in self.outputs]
         with self._open(inner) as runner:
-            return runner(feeds)
+            return runner(self.completed(feeds))
+
+    def completed(self, feeds: Feeds) -> Feeds:
+        """Feeds as the graph itself takes them: that of a language model also takes a cache."""
+        return feeds if self._language is None else self._language.completed(feeds)
 
     def _open(self, inner: Sequence[str]) -> Runner:
         from convkit.formats.onnx_session import SessionRunner
@@ -137,7 +146,8 @@ def element_counts(graph: ExposedGraph, feeds: Feeds) -> dict[str, int]:
     A value without a shape in the file is taken to be as large as the largest that has one.
     """
     sizes: dict[str, int] = {}
-    for spec in graph.inputs:
+    feeds = graph.completed(feeds)
+    for spec in graph.header.inputs:
         array = feeds.get(spec.name)
         if array is not None and array.ndim == len(spec.shape):
             named = zip(spec.shape, array.shape, strict=True)

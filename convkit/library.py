@@ -261,6 +261,7 @@ def verify(
     from convkit import recording as recordings
     from convkit import verification as comparing
     from convkit.listener import Silence
+    from convkit.step import LanguageRunner
 
     listener = listener or Silence()
     examples = Path(samples) if samples else None
@@ -290,6 +291,11 @@ def verify(
         divergence = bisecting.first_divergence(
             left, right, recording.samples, load=_load, precision=precision
         )
+        if divergence is None and not comparison.passed and isinstance(runner, LanguageRunner):
+            notes.append(
+                "given a whole text at once both agree; the candidate's cache, which carries over "
+                "from one call to the next, is what differs"
+            )
     return Verdict(comparison.checks, tuple(notes), divergence)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,8 +42,17 @@ def module_values(graph: ExposedGraph, modules: Iterable[str]) -> dict[str, str]
                 is_read_outside = any(reader[:depth] != outer for reader in leaves)
                 if is_read_outside or name in graph.outputs:
                     made[outer] = name
-    paths = _match_scopes(made, modules)
-    return {made[scope]: path for scope, path in paths.items()}
+    paths = list(modules)
+    own = _unwrapped(made, paths)
+    return {own[scope]: path for scope, path in _match_scopes(own, paths).items()}
+
+
+def _unwrapped(made: Mapping[Scope, str], modules: Sequence[str]) -> Mapping[Scope, str]:
+    """Scopes as the network itself has them, where it was exported inside a module of its own."""
+    (wrapper, _), *_ = Counter(scope[0] for scope in made).most_common(1) or [("", 0)]
+    inner = {s[1:]: value for s, value in made.items() if s[0] == wrapper and len(s) > 1}
+    known = {tuple(path.split(".")) for path in modules}
+    return inner if len(known & set(inner)) > len(known & set(made)) else made
 
 
 def _inferred(nodes: Sequence[NodeHeader], scopes: Sequence[Scope | None]) -> list[Scope]:
