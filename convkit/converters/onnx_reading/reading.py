@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.converters.onnx_reading.modern import NEWEST, modernise
+from convkit.converters.onnx_reading.whole_text import to_whole_text
 from convkit.errors import ConvkitError, ModelError, UnsupportedError
+from convkit.onnx_folder import text_folder
 from convkit.onnx_structure import read_structure
 from convkit.onnx_typing import fill_types, nodes_of, opset_of
 
@@ -25,12 +27,20 @@ CORE = frozenset({("", name) for name in ("Constant", "If", "Loop", "Scan", "Seq
 _SHOWN_NODES = 5
 
 
-def read_graph(path: Path, known: Collection[Operator]) -> ir.Model:
+def read_graph(
+    path: Path, known: Collection[Operator], note: Callable[[str], None] = lambda text: None
+) -> ir.Model:
     """The model at `path` in the newest opset, made of `known` operators and `CORE` only.
 
-    Weights stay on disk as `ir.ExternalTensor` (see `convkit.onnx_structure.array_of`). Functions
-    are inlined, operators that are not known are replaced by the function that defines them,
-    constants are initializers, and shapes are inferred as far as inference goes.
+    A language model takes whole texts (see `whole_text`). Weights stay on disk as
+    `ir.ExternalTensor` (see `convkit.onnx_structure.array_of`). Functions are inlined, operators
+    that are not known are replaced by the function that defines them, constants are initializers,
+    and shapes are inferred as far as inference goes.
+
+    Args:
+        path: the file.
+        known: operators that the importer has.
+        note: takes what is lost on the way, a sentence.
 
     Raises:
         ModelError: the file is no complete ONNX model, or its types contradict each other.
@@ -41,6 +51,9 @@ def read_graph(path: Path, known: Collection[Operator]) -> ir.Model:
     import onnx_ir as ir
 
     proto = read_structure(path)
+    lost = to_whole_text(proto, text_folder(path))
+    if lost:
+        note(lost)
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)

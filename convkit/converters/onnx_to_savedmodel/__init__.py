@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convkit.artifact import Artifact
+from convkit.onnx_folder import graph_file
 from convkit.step import Package, Work, converter
 
 
@@ -33,4 +34,4 @@ def onnx_to_savedmodel(
     """
     from convkit.converters.onnx_to_savedmodel.build import save
 
-    save(source.path, out, layout=layout, note=work.note)
+    save(graph_file(source.path), out, layout=layout, note=work.note)

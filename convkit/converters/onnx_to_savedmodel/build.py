@@ -51,7 +51,7 @@ def save(
         raise UnknownNameError("layout", layout, LAYOUTS)
     with quiet_tensorflow():
         functions = operator_functions()
-        model = read_graph(onnx_path, functions.keys())
+        model = read_graph(onnx_path, functions.keys(), note)
         _refuse_types(model.graph)
         fold_weights(model.graph, onnx_path.parent)
         weights = Weights(model.graph, onnx_path.parent, functions)

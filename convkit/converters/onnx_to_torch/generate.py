@@ -41,7 +41,8 @@ def program_of(path: Path) -> Program:
     from convkit.converters.onnx_to_torch import operators
 
     functions = library(operators)
-    model = read_graph(path, functions.keys())
+    lost: list[str] = []
+    model = read_graph(path, functions.keys(), lost.append)
     reserved = (*_RESERVED, *dir(torch.nn.Module), *torch.nn.Module().__dict__)
     context = Context(path.parent, Table(Names(reserved)), functions)
     scope = Scope(context, Names(_RESERVED))
@@ -65,7 +66,7 @@ def program_of(path: Path) -> Program:
         onnx_names=context.table.onnx_names,
         values=scope.variables,
         lines={first + number: names for number, names in scope.made.items()},
-        notes=context.notes,
+        notes=[*lost, *context.notes],
     )
 
 

@@ -23,6 +23,7 @@ from convkit.converters.onnx_to_torch.program import Program
 from convkit.converters.onnx_to_torch.weights import Weight
 from convkit.converters.torch_to_onnx.callable import best_sample, quiet
 from convkit.errors import UnsupportedError
+from convkit.onnx_folder import graph_file
 from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter
 from convkit.step import Work
 from convkit.torch_values import to_tensor
@@ -77,7 +78,7 @@ def write_folder(source: Artifact, out: Path, work: Work) -> None:
 
 def _program(source: Artifact, work: Work) -> Program:
     work.progress("reading the graph", 0, None)
-    program = program_of(source.path)
+    program = program_of(graph_file(source.path))
     for text in program.notes:
         work.note(text)
     return program
