@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import convkit
 from convkit import graph, library, pipeline
 from convkit.graph import ConverterGraph
 from convkit.recipe import Recipe
@@ -150,6 +151,12 @@ def language_file(folder: Path) -> Path:
     return llama_file(folder / "language.gguf")
 
 
+def language_graph(folder: Path) -> Path:
+    """An ONNX folder of the same, built by convkit."""
+    convkit.convert(language_model(folder), to="onnx", out=folder / "graph", verify=False)
+    return folder / "graph"
+
+
 def language_file_in_bfloat16(folder: Path) -> Path:
     """The same in bfloat16."""
     return llama_file(folder / "language.gguf", "bfloat16")
@@ -164,7 +171,11 @@ _MAKERS = {
     "keras": keras_archive,
     "tf_frozen": frozen_graph,
 }
-_MAKERS_OF_STEPS = {"torch-to-gguf": language_model, "gguf-fp32": language_file_in_bfloat16}
+_MAKERS_OF_STEPS = {
+    "torch-to-gguf": language_model,
+    "onnx-to-gguf": language_graph,
+    "gguf-fp32": language_file_in_bfloat16,
+}
 """Steps that want another model of their format."""
 _INPUTS = {"torchscript": (_IMAGE,)}
 _STEPS = list(graph.discover().steps.values())

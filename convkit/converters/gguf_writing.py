@@ -57,10 +57,10 @@ def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
     config = Config(checkpoint.config)
     family = family_of(config, list(checkpoint.tensors))
     mapped = mapping.to_gguf(family, config, checkpoint.tensors, checkpoint.other)
-    vocabulary = of_folder(source.path, checkpoint.config)
+    vocabulary = of_folder(checkpoint.folder, checkpoint.config)
     precision = Precision.FP32 if source.precision in _UNPACKED else source.precision
     scheme = SCHEMES[DEFAULT_SCHEMES[precision]]
-    metadata = _metadata(family, config, source.path, scheme, vocabulary)
+    metadata = _metadata(family, config, checkpoint.folder, scheme, vocabulary)
     unpacked = [checkpoint.quantization] if checkpoint.quantization else []
     notes = [
         *unpacked,
@@ -70,12 +70,13 @@ def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
         *_told(mapped.dropped),
     ]
     outputs = tuple(_outputs(mapped.tensors, scheme))
+    is_torch = source.format == "torch"  # of which the inside can be looked at while it runs
     return GgufModel(
         metadata={key: typed(value) for key, value in metadata.items()},
         tensors=outputs,
         notes=tuple(notes),
-        importance=_measurement(source, family, config, outputs),
-        finish=(functools.partial(_prove, source.path),),
+        importance=_measurement(source, family, config, outputs) if is_torch else None,
+        finish=(functools.partial(_prove, checkpoint.folder),),
     )
 
 

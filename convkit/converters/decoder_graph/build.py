@@ -24,16 +24,13 @@ from convkit.converters.decoder_graph.weights import CHANGED, Weights, are_equal
 from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES, Streamed, write_streamed
 from convkit.errors import UnsupportedError, UsageError
 from convkit.ggml.types import TYPES
+from convkit.onnx_metadata import CONFIG_KEY, WEIGHTS_KEY
 
 if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 18
 """The first in which ReduceMean takes its axes as an input."""
-
-WEIGHTS_KEY, CONFIG_KEY = "convkit.weights", "convkit.config"
-"""Keys of a model's metadata: JSON that maps each initializer to [tensor of the checkpoint, what
-was done to it], and the `config.json`."""
 
 DIALECTS: Mapping[str, Callable[[Graph, Call], Plain | Fused]] = {"plain": Plain, "fused": Fused}
 
