@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _NAMES_SHOWN = 6
+_CAUSES_SHOWN = 4
+"""Causes of one kind that are told one by one; large models have hundreds."""
+
+_NUMBER = re.compile(r"up to ([\d.e+-]+)")
+_VALUE = re.compile(_NUMBER.pattern + r"| in '.*'")
 
 _BF16_OPSET = 22
 """Conv, pooling, LSTM and most others take bf16 from here. Source: ONNX Changelog.md, opset 22."""
@@ -137,7 +143,7 @@ def _report(plan: Plan, constants: Mapping[ir.Value, Constant], work: Work) -> N
     if total:
         count = total + len(plan.half_nodes)
         work.note(f"{total} of {count} floating-point nodes stay in fp32.")
-    for why, names in sorted(by_cause.items(), key=lambda item: -len(item[1])):
+    for why, names in sorted(_merged(by_cause).items(), key=lambda item: -len(item[1])):
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         work.note(f"fp32: {why}: {', '.join(names[:_NAMES_SHOWN])}{more}.")
     changed = [
@@ -148,3 +154,24 @@ def _report(plan: Plan, constants: Mapping[ir.Value, Constant], work: Work) -> N
     if changed:
         listed = ", ".join(sorted(changed))
         work.note(f"Masking constants became -30000, softmax gives the same: {listed}.")
+
+
+def _merged(by_cause: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Causes with their nodes; many that differ in a value alone become that of the largest."""
+    kinds: dict[str, list[str]] = {}
+    for why in by_cause:
+        kinds.setdefault(_VALUE.sub("", why), []).append(why)
+    merged: dict[str, list[str]] = {}
+    for causes in kinds.values():
+        if len(causes) <= _CAUSES_SHOWN:
+            merged |= {why: by_cause[why] for why in causes}
+            continue
+        worst = max(causes, key=_magnitude)
+        names = [name for why in (worst, *causes) for name in by_cause[why]]
+        merged[f"{worst} and {len(causes) - 1} more values"] = list(dict.fromkeys(names))
+    return merged
+
+
+def _magnitude(why: str) -> float:
+    found = _NUMBER.search(why)
+    return float(found[1]) if found else 0.0
