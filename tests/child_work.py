@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,28 @@ def add(a: int, b: int) -> int:
 def ones(count: int) -> np.ndarray[Any, Any]:
     """Bytes."""
     return np.ones(count, np.uint8)
+
+
+def network_states(folders: list[Path]) -> tuple[list[dict[str, Any]], set[str]]:
+    """Parameters and buffers of Hugging Face folders, and the modules that were loaded for them."""
+    from convkit import graph
+
+    states = []
+    for folder in folders:
+        network = graph.discover().format("torch").load(graph.detect(folder))
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        states.append({name: one.detach().numpy() for name, one in tensors.items()})
+    return states, set(sys.modules)
+
+
+def architectures() -> set[str]:
+    """All that `transformers.models` offers."""
+    from convkit.formats.torch_lean_import import network_class
+
+    network_class("LlamaForCausalLM")
+    import transformers.models
+
+    return set(dir(transformers.models))
 
 
 def refuse() -> None:

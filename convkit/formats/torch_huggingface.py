@@ -27,7 +27,11 @@ from convkit.formats.torch_checkpoint import (
     require_file,
 )
 from convkit.formats.torch_huggingface_plain import as_unquantized, load_plain
-from convkit.formats.torch_lean_import import network_class, without_compiler
+from convkit.formats.torch_lean_import import (
+    network_class,
+    without_compiler,
+    without_meta_device,
+)
 from convkit.formats.torch_pickle import (
     is_pickle,
     is_zip_pickle,
@@ -165,7 +169,7 @@ def _loaded(artifact: Artifact, load: Callable[[Artifact], tuple[Any, dict[str, 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with without_compiler(), torch.random.fork_rng(devices=[]):
+        with without_compiler(), without_meta_device(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network, info = load(artifact)
     except ConvkitError:

@@ -14,10 +14,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _DYNAMO = "torch._dynamo"
+_CONTEXT = "get_init_context"
 _ITEM_TO_INDEX = f"{_DYNAMO}._trace_wrapped_higher_order_op"
 _DECORATORS = frozenset({"disable", "assume_constant_result", "allow_in_graph"})
 """What transformers takes from the compiler while it is imported: marks that eager code ignores."""
@@ -37,7 +39,7 @@ def network_class(name: str) -> Any:
         return getattr(transformers, name, None)
     before = set(sys.modules)
     try:
-        with without_compiler(), _without_extras():
+        with without_compiler(), _without_extras(), _read_once():
             return getattr(transformers, name, None)
     except Exception:  # another version of transformers may need what was left out
         for module in set(sys.modules) - before:
@@ -64,6 +66,40 @@ def without_compiler() -> Iterator[None]:
         yield
     finally:
         _withdraw()
+
+
+@contextmanager
+def without_meta_device() -> Iterator[None]:
+    """Within, `from_pretrained` makes networks on the CPU, of tensors that hold nothing yet.
+
+    On the meta device, where transformers makes them, torch computes ranges and random numbers in
+    Python, which loads sympy and 480 other modules.
+    """
+    try:
+        from transformers import initialization
+        from transformers.modeling_utils import PreTrainedModel
+
+        before = PreTrainedModel.__dict__[_CONTEXT]
+        leave_values_out = initialization.no_init_weights
+    except (ImportError, AttributeError, KeyError):  # another version of transformers
+        yield
+        return
+    if not _is_our_process():
+        yield
+        return
+
+    def on_cpu(kind: Any, *arguments: Any, **named: Any) -> list[Any]:
+        import torch
+
+        made = before.__get__(None, kind)(*arguments, **named)
+        kept = [context for context in made if not isinstance(context, torch.device)]
+        return [*kept, leave_values_out()] if len(kept) < len(made) else kept
+
+    setattr(PreTrainedModel, _CONTEXT, classmethod(on_cpu))
+    try:
+        yield
+    finally:
+        setattr(PreTrainedModel, _CONTEXT, before)
 
 
 class _DeferredCompiler(ModuleType):
@@ -111,6 +147,39 @@ def _without_extras() -> Iterator[None]:
     finally:
         for place, name, real in before:
             setattr(place, name, real)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Within, transformers does not look a second time for what its thousands of files define.
+
+    It does so when it is imported, and again when `transformers.models` is.
+    """
+    import transformers
+    from transformers.utils import import_utils
+
+    real = import_utils.define_import_structure
+    folder = Path(transformers.__file__).parent / "models"
+
+    def known(path: Any, prefix: str | None = None) -> Any:
+        if prefix is not None or Path(path).parent != folder:
+            return real(path, prefix)
+        found = real(folder, prefix="models")  # it was kept, and what lies beside models added
+        return {
+            needs: {
+                name.removeprefix("models."): defined
+                for name, defined in files.items()
+                if name.startswith("models.")
+            }
+            for needs, files in found.items()
+        }
+
+    if _is_our_process():
+        setattr(import_utils, real.__name__, known)
+    try:
+        yield
+    finally:
+        setattr(import_utils, real.__name__, real)
 
 
 def _withdraw() -> None:
