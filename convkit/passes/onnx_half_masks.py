@@ -7,10 +7,14 @@ select them (Where), multiply by whole numbers that were 0 or 1, or add scores t
 8000 - (-8000) - 30000 = -14000, and of at most 16000 - 1e9 for the original. Both are 0 in fp16
 and fp32 alike (exp(-104) already is), so every row with one entry left on is the same. Two masks
 added still are a finite fp16 number: -60000. Anything else stays in fp32.
+
+Operators that are a whole attention add a mask to scores that nobody sees. Those are products of
+heads, so size x |query| x |key| x scale bounds them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +39,18 @@ _MOVING = frozenset((
     "Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat",
     "Split", "Slice", "Gather", "Expand", "Tile", "Trilu",
 ))  # fmt: skip
+
+
+_ATTENTION: Mapping[tuple[str, str], int] = {
+    ("", "Attention"): 3, ("com.microsoft", "MultiHeadAttention"): 5,
+    ("com.microsoft", "GroupQueryAttention"): 10,
+}  # fmt: skip
+"""Attention in one operator -> which input is added to its scores; the first two make them.
+
+Source: onnx, docs/Operators.md; onnxruntime, docs/ContribOperators.md.
+"""
+_CHANGING = {"MultiHeadAttention": (3,), "GroupQueryAttention": (14, 15)}
+"""Inputs that change queries and keys beforehand: biases and norms."""
 
 
 @dataclass
@@ -92,10 +108,14 @@ def _reached(start: list[ir.Value]) -> set[ir.Value]:
         if value in seen:
             continue
         seen.add(value)
-        for node, _ in value.uses():
-            if node.op_type != "Softmax":
+        for node, index in value.uses():
+            if node.op_type != "Softmax" and not _is_added_to_scores(node, index):
                 waiting.extend(node.outputs)
     return seen
+
+
+def _is_added_to_scores(node: ir.Node, index: int) -> bool:
+    return _ATTENTION.get((node.domain, node.op_type)) == index
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,8 @@ class _Proof:
         )
 
     def _passes(self, node: ir.Node, index: int) -> bool:
+        if _is_added_to_scores(node, index):
+            return self._largest_score(node) <= _SCORE_LIMIT
         if node.op_type == "Where":
             return index > 0 and self._is_score_or_mask(node.inputs[3 - index])
         if node.op_type == "Add":
@@ -134,7 +156,36 @@ class _Proof:
         found = self.ranges.get(value.name or "")
         return found is not None and found.absmax <= _SCORE_LIMIT
 
+    def _largest_score(self, node: ir.Node) -> float:
+        """A bound on the scores inside an attention; infinite where nothing tells one."""
+        query, key = (self.ranges.get(v.name or "") if v else None for v in node.inputs[:2])
+        size = _head_size(node)
+        given = [v for i, v in enumerate(node.inputs) if i in _CHANGING.get(node.op_type, ())]
+        if query is None or key is None or size is None or any(given):
+            return math.inf
+        scale = _number(node, "scale") or 1 / math.sqrt(size)
+        turned = 2 if _number(node, "do_rotary") else 1  # each by a root of 2
+        return size * query.absmax * key.absmax * scale * turned
+
     def _switches(self, value: ir.Value | None) -> bool:
         """A whole number that was 0 or 1 on the samples."""
         found = self.ranges.get(value.name or "") if value is not None else None
         return value in self.whole and found is not None and found.low >= 0 and found.high <= 1
+
+
+def _head_size(node: ir.Node) -> int | None:
+    """Numbers in a head, from the shapes of queries, keys or the cache; None where none tells."""
+    for value in (*node.inputs[:2], *node.inputs[3:7]):
+        shape = value.shape if value is not None else None
+        last = shape[-1] if shape else None
+        if shape and isinstance(last, int) and len(shape) == 4:
+            return last
+        heads = _number(node, "num_heads") or _number(node, "q_num_heads")
+        if shape and isinstance(last, int) and heads and value is node.inputs[0]:
+            return last // int(heads)
+    return None
+
+
+def _number(node: ir.Node, name: str) -> float:
+    attribute = node.attributes.get(name)
+    return float(attribute.value) if attribute is not None else 0.0
