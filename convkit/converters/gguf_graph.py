@@ -8,7 +8,7 @@ from convkit.artifact import Artifact, Precision
 from convkit.converters.decoder_graph.build import build
 from convkit.converters.decoder_graph.families import blueprint
 from convkit.converters.gguf_reading import config_of, text_files
-from convkit.converters.torch_to_onnx.language_folder import graph_path
+from convkit.converters.torch_to_onnx.language_folder import external_over_bytes, graph_path
 from convkit.errors import UnsupportedError
 from convkit.families import mapping
 from convkit.families.config import Config
@@ -53,7 +53,8 @@ def write_graph(
         def progress(done: int) -> None:
             work.progress("writing weights", done, total, "B")
 
-        built.write(graph_path(out), progress=progress)
+        path = graph_path(out)
+        built.write(path, external_over_bytes=external_over_bytes(out), progress=progress)
         for note in built.notes:
             work.note(note)
         if out.is_dir():

@@ -15,6 +15,7 @@ from convkit import graph, library
 from convkit.artifact import Artifact, Opening, Precision, TensorSpec
 from convkit.checkpoint.writing import write_folder
 from convkit.converters.gguf_reading import folder_model
+from convkit.converters.torch_to_onnx import language_folder as folders
 from convkit.converters.torch_to_onnx import torch_to_onnx
 from convkit.converters.torch_to_onnx.decoder import decoder
 from convkit.errors import RungSkipped, UsageError
@@ -77,6 +78,20 @@ def test_a_name_with_the_suffix_is_a_single_file(tmp_path):
     run(source, tmp_path / "m.onnx", opset=18)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "m.onnx"}
     assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 18
+
+
+def test_in_a_folder_large_weights_lie_beside_the_graph(tmp_path, monkeypatch):
+    source = tiny("llama", tmp_path / "model")
+    monkeypatch.setattr(folders, "_MAPPED_OVER_BYTES", 1000)
+    run(source, tmp_path / "made")
+    run(source, tmp_path / "m.onnx")
+    assert graph.detect(tmp_path / "made").data_files == (tmp_path / "made/model.onnx.data",)
+    assert not graph.detect(tmp_path / "m.onnx").data_files
+    some = text(1, 9)
+    (got, _), (expected, _) = (
+        Session(tmp_path / name).run(some) for name in ("made/model.onnx", "m.onnx")
+    )
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_weights_keep_the_precision_of_the_folder(tmp_path):

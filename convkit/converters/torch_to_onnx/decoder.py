@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact
-from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_path
+from convkit.converters.torch_to_onnx.language_folder import (
+    copy_companions,
+    external_over_bytes,
+    graph_path,
+)
 from convkit.errors import RungSkipped, UnsupportedError, UsageError
 from convkit.step import Package, Work, rung
 
@@ -48,8 +52,10 @@ def decoder(
         work.progress("building the graph", 0, None)
         built = _built(found, checkpoint, source, attention, opset)
         total = sum(weight.byte_count for weight in built.weights)
+        file = graph_path(out)
         built.write(
-            graph_path(out),
+            file,
+            external_over_bytes=external_over_bytes(out),
             progress=lambda done: work.progress("writing weights", done, total, "B"),
         )
         copy_companions(folder, out)

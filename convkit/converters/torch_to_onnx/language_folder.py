@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from convkit.artifact import Artifact
+from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES
 from convkit.onnx_language_graph import is_causal
 
 _COMPANIONS = (
@@ -47,6 +48,19 @@ def graph_path(out: Path) -> Path:
         return out
     out.mkdir(exist_ok=True)
     return out / "model.onnx"
+
+
+def external_over_bytes(out: Path) -> int:
+    """From how many bytes on weights lie beside the graph that goes to `graph_path(out)`.
+
+    In a folder early, for ONNX Runtime maps them where they lie: it opens SmolLM2-135M with 100 MiB
+    less memory and a quarter less time than from one file, which it copies. A file that was asked
+    for stays one as long as it can.
+    """
+    return _MAPPED_OVER_BYTES if out.is_dir() else EXTERNAL_OVER_BYTES
+
+
+_MAPPED_OVER_BYTES = 64 << 20
 
 
 def copy_companions(source: Path, out: Path) -> None:
