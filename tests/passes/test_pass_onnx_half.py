@@ -186,6 +186,67 @@ def test_quantized_nodes_keep_unrounded_scales(tmp_path: Path) -> None:
     assert stored["w"].dtype == np.float16
 
 
+def test_block_quantized_products_keep_unrounded_scales(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    scales = generator.uniform(0.01, 0.02, 4).astype(np.float32)
+    node = helper.make_node(
+        "MatMulNBits", ["r", "b", "s"], ["m"], domain="com.microsoft", K=32, N=4, bits=4,
+        block_size=32,
+    )  # fmt: skip
+    info = helper.make_tensor_value_info
+    made = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["r"]),
+            node,
+            helper.make_node("MatMul", ["m", "w"], ["y"]),
+        ],
+        "g",
+        [info("x", 1, ["n", 32])],
+        [info("y", 1, ["n", 4])],
+        [
+            numpy_helper.from_array(generator.integers(0, 256, (4, 1, 16), np.uint8), "b"),
+            numpy_helper.from_array(scales, "s"),
+            numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(made, opset_imports=opsets, ir_version=10)
+    out = tmp_path / "out.onnx"
+    feeds = {"x": generator.standard_normal((3, 32)).astype(np.float32)}
+    notes = convert(_saved(model, tmp_path), out, [feeds])
+    assert any("scales of MatMulNBits are not rounded" in note for note in notes)
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
+    np.testing.assert_array_equal(stored["s"], scales)
+    assert stored["w"].dtype == np.float16
+    graph = MicroGraph("blocks", model, [feeds], 2e-3, ())
+    check(out, Precision.FP16)
+    assert worst_error(graph, out, Precision.FP16) <= graph.tolerance
+
+
+def test_branches_hand_out_one_type_where_one_of_them_gives_a_value_twice(tmp_path: Path) -> None:
+    """What overflows in one result keeps fp32, and with it what the other branch gives twice."""
+    model = _parsed(
+        """g (float[4] x, bool c) => (float[4] y, float[4] z) {
+            y, z = If (c) <
+                then_branch = t () => (float[4] a, float[4] b) {
+                    a = Mul(x, k)
+                    b = Add(x, x)
+                },
+                else_branch = e () => (float[4] d, float[4] d) { d = Neg(x) }
+            >
+        }""",
+        k=np.array(1e5, np.float32),
+    )
+    out = tmp_path / "out.onnx"
+    x = np.arange(4, dtype=np.float32)
+    convert(_saved(model, tmp_path), out, [{"x": x, "c": np.array(c)} for c in (True, False)])
+    check(out, Precision.FP16)
+    with open_true_half(Artifact(out, "onnx", Precision.FP16)) as runner:
+        y, z = runner({"x": x, "c": np.array(True)}).values()
+    np.testing.assert_allclose(y, x * 1e5)
+    np.testing.assert_allclose(z, x * 2)
+
+
 def test_runtime_operator_without_onnx_schema_becomes_half(tmp_path: Path) -> None:
     node = helper.make_node("FusedMatMul", ["x", "w"], ["h"], domain="com.microsoft", alpha=0.5)
     info = helper.make_tensor_value_info
