@@ -122,3 +122,17 @@ def test_networks_that_only_the_newer_exporter_takes_reach_old_opsets(tmp_path: 
     )  # fmt: skip
     assert report.passed
     assert _opset(out) <= 14
+
+
+def test_a_folder_stays_one_and_its_data_keep_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    _model(folder / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (folder / "labels.txt").write_text("up\ndown")
+    out = tmp_path / "old"
+    report = convkit.convert(folder, to="onnx", opset=13, out=out)
+    assert report.passed
+    assert {file.name for file in out.iterdir()} == {"model.onnx", "w.bin", "labels.txt"}
+    assert _opset(out / "model.onnx") == 13
+    with pytest.raises(UsageError, match="already is onnx"):
+        convkit.convert(out, to="onnx", opset=13)
