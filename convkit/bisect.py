@@ -244,6 +244,7 @@ class _Search:
             if not unknown:
                 break
             self._probe(self._fitting(unknown))
+            levels = self._levels_below(found)  # what cannot be compared is passed through
         touched = {found}
         for level in levels:
             shown = {n for n in level if n in self._measured}

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,10 @@ from convkit.step import Converter, Rung, Work, ladder, rung
 
 def to_b(*rungs: Rung) -> Converter:
     return ladder("a", "b", *rungs, carries=("fp32",), loses="nothing")
+
+
+def to_c(*rungs: Rung) -> Converter:
+    return ladder("b", "c", *rungs, carries=("fp32",), loses="nothing")
 
 
 def copy(name: str = "copy", factor: float = 1.0, suffix: str = "") -> Rung:
@@ -376,3 +381,24 @@ def test_a_run_cut_off_leaves_no_result_and_the_next_one_works(
     assert len(left_beside(model)) == leftovers
     run(model, to_b(copy()))
     assert left_beside(model) == {"m.b", "m.b.convkit.json"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "name"), [(lambda artifact: "-bees", "net-1.7-bees"), (None, "net-1.7.b")]
+)
+def test_results_on_the_way_are_called_after_the_destination_and_what_they_are(
+    ending: Callable[[Artifact], str] | None, name: str, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    @rung("looks")
+    def looks(source: Artifact, out: Path, work: Work) -> None:
+        """Copies, and tells what it is given."""
+        seen.append(source.path.name)
+        toy.copying("copy", "c")(source, out, work)
+
+    steps = replace(toy.edge("a", "b"), ending=ending), to_c(looks)
+    model = str(toy.write(tmp_path / "m.a", "a"))
+    recipe = Recipe(model=model, to="c", out=tmp_path / "net-1.7.c")
+    pipeline.run(recipe, converters=toy.graph(*steps))
+    assert seen == [name]
