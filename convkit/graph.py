@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from convkit import factory_name
-from convkit.artifact import Artifact, Opening, Precision
+from convkit.artifact import Artifact, Opening, Precision, TensorSpec
 from convkit.errors import ModelError, NoRouteError, UnknownNameError, UsageError
 from convkit.step import Converter, Format, Package, Pass, Step
 
@@ -332,11 +332,13 @@ def opening_of(
     adapter: Path | None = None,
 ) -> Opening:
     """How a model is to be opened: inputs as the user described them, else read off examples."""
-    from convkit import samples
+    specs: tuple[TensorSpec, ...] = ()
+    if inputs or examples:
+        from convkit import samples
 
-    specs = tuple(samples.parse_spec(text) for text in inputs)
-    if examples and not specs and not samples.is_text(examples):
-        specs = samples.specs_of(samples.read(examples))
+        specs = tuple(samples.parse_spec(text) for text in inputs)
+        if examples and not specs and not samples.is_text(examples):
+            specs = samples.specs_of(samples.read(examples))
     return Opening(
         inputs=specs,
         signature=signature,

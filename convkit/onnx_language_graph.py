@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from convkit.artifact import TensorSpec
 from convkit.errors import ModelError, UnsupportedError
 from convkit.runner import Feeds
-from convkit.vocabulary.folder_settings import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,6 +163,8 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The configuration; empty where there is none, or what lies there is another program's."""
+    from convkit.vocabulary.folder_settings import read_object
+
     try:
         return read_object(folder / "config.json")
     except ModelError:

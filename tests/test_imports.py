@@ -185,6 +185,16 @@ def test_finding_all_steps_loads_numpy_at_most() -> None:
     assert loaded in ("", "numpy")
 
 
+def test_a_graph_is_described_without_a_framework(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]> g (float[n] x) => (float[n] y) { y = Abs(x) }'
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    inspected = f"import convkit; convkit.inspect({str(tmp_path / 'm.onnx')!r})"
+    assert loaded_frameworks(inspected) == ""
+
+
 def test_examining_the_machine_loads_no_framework() -> None:
     assert loaded_frameworks("from convkit.doctor import examine; examine()") == ""
 

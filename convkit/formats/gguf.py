@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from convkit.artifact import Artifact, Description, Opening
+from convkit.ggml.magic import is_gguf
 from convkit.ggml.types import SCHEMES
 from convkit.step import Format, Package, Runner
 
 
 def _matches(path: Path, opening: Opening) -> bool:
-    from convkit.ggml.header import is_gguf
-
     return path.is_file() and is_gguf(path)
 
 

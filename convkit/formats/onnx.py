@@ -57,14 +57,17 @@ def _describe(path: Path, opening: Opening) -> Description:
         ModelError: truncated, empty, damaged, or its data files are missing or too short.
         UnsafeError: a data file lies outside the model's folder.
     """
-    from convkit.formats.onnx_language_details import language_details
     from convkit.onnx_language_graph import language_graph
 
     file, folder = graph_file(path), text_folder(path)
     header = read_header(file)
     data_files = check_external(file, header.initializers)
     language = language_graph(header.inputs, header.outputs, folder)
-    details = {} if language is None else language_details(language, folder)
+    details = {}
+    if language is not None:
+        from convkit.formats.onnx_language_details import language_details
+
+        details = language_details(language, folder)
     weights = weight_elements(header)
     operators = {
         f"{domain}::{name}" if domain else name: count

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convkit.errors import MissingRequirementError, SamplesError, UsageError
-from convkit.ggml.header import is_gguf
 from convkit.ggml.importance import Importance
 from convkit.ggml.importance_file import (
     read_importance,
     write_importance,
     write_legacy_importance,
 )
+from convkit.ggml.magic import is_gguf
 from convkit.ggml.model import GgufModel
 from convkit.ggml.values import Value, typed
 from convkit.step import Package, Work

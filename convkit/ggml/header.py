@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from convkit.errors import ModelError, UnsupportedError
+from convkit.ggml.magic import MAGIC
 from convkit.ggml.types import BY_NUMBER, GgmlType
 from convkit.ggml.values import ARRAY, SCALARS, STRING, Strings, Value
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 
@@ -97,15 +97,6 @@ class Header:
         """`llama`, `gemma2` ...; "" where the file does not say."""
         value = self.metadata.get("general.architecture")
         return str(value.content) if value else ""
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF does."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(4) == MAGIC
-    except OSError:
-        return False
 
 
 def read_header(path: Path) -> Header:

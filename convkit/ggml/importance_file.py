@@ -19,8 +19,9 @@ import numpy as np
 
 from convkit.checkpoint.rows import Held
 from convkit.errors import ModelError
-from convkit.ggml.header import Header, TensorHeader, is_gguf, read_header
+from convkit.ggml.header import Header, TensorHeader, read_header
 from convkit.ggml.importance import Floats, Importance, SquaredInputs
+from convkit.ggml.magic import is_gguf
 from convkit.ggml.model import GgufModel, Output, write
 from convkit.ggml.types import TYPES
 from convkit.ggml.values import ARRAY, STRING, Strings, Value, typed

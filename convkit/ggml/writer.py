@@ -9,7 +9,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from convkit.ggml.header import DEFAULT_ALIGNMENT, MAGIC
+from convkit.ggml.header import DEFAULT_ALIGNMENT
+from convkit.ggml.magic import MAGIC
 from convkit.ggml.types import GgmlType
 from convkit.ggml.values import Value
 

@@ -12,7 +12,8 @@ import pytest
 
 from convkit.checkpoint.rows import Held
 from convkit.errors import ModelError, UnsupportedError
-from convkit.ggml.header import is_gguf, read_header
+from convkit.ggml.header import read_header
+from convkit.ggml.magic import is_gguf
 from convkit.ggml.model import GgufModel, Output, write
 from convkit.ggml.types import BY_NUMBER, TYPES
 from convkit.ggml.values import ARRAY, INT8, UINT64, Value, typed
