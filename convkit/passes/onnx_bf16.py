@@ -33,7 +33,7 @@ def onnx_bf16(
 
     Args:
         source: an fp32 ONNX model of opset 13 or newer; 22 knows bf16 almost everywhere.
-        out: the file to write, weights beyond 1 GiB in `<out>.data`; of a folder, the folder.
+        out: the file to write, weights beyond 1 GiB in `<out>.data`; of a folder a folder like it.
         work: samples, and where notes and progress go.
         keep_io: inputs and outputs of the model keep their types. The cache of a language model,
             which goes from one call to the next, is bf16 all the same.

@@ -34,7 +34,7 @@ def onnx_fp16(
 
     Args:
         source: an fp32 ONNX model.
-        out: the file to write, weights beyond 1 GiB in `<out>.data`; of a folder, the folder.
+        out: the file to write, weights beyond 1 GiB in `<out>.data`; of a folder a folder like it.
         work: samples, and where notes and progress go.
         keep_io: inputs and outputs of the model keep their types. The cache of a language model,
             which goes from one call to the next, is fp16 all the same.

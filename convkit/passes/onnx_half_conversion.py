@@ -81,7 +81,10 @@ def convert(
     lower(model, plan, path.parent)
     work.progress("writing", 3, 4)
     file = result_file(source.path, out)
-    write_model(model, file, path.parent, f"{file.name}.data" if file == out else data_name(path))
+    if file == out:
+        write_model(model, out, path.parent, f"{out.name}.data")
+    else:  # a folder, which is kept as it is
+        write_model(model, file, path.parent, data_name(path), is_beside=bool(source.data_files))
     copy_companions(source, out)
     work.progress("writing", 4, 4)
 

@@ -28,7 +28,9 @@ _PAGE_BYTES = 4096
 """ONNX advises page-aligned offsets, so that runtimes can map tensors (docs/ExternalData.md)."""
 
 
-def write_model(model: ir.Model, out: Path, folder: Path, data_name: str) -> None:
+def write_model(
+    model: ir.Model, out: Path, folder: Path, data_name: str, *, is_beside: bool = False
+) -> None:
     """Writes `model` to `out`, weights beyond 1 GiB to a file beside it.
 
     Args:
@@ -36,13 +38,14 @@ def write_model(model: ir.Model, out: Path, folder: Path, data_name: str) -> Non
         out: the file to write.
         folder: the folder that references of the source are relative to.
         data_name: of the file beside it.
+        is_beside: weights go there however few they are.
 
     Raises:
         ResourceError: the destination cannot be written.
     """
     weights = _take_weights(model)
     total = sum(tensor.nbytes for tensor in weights.values())
-    data = out.with_name(data_name) if total > _INLINE_LIMIT_BYTES else None
+    data = out.with_name(data_name) if is_beside or total > _INLINE_LIMIT_BYTES else None
     try:
         _write(model, out, folder, weights, data)
     except OSError as cause:

@@ -14,7 +14,6 @@ from convkit.artifact import Artifact
 from convkit.errors import VerificationError
 from convkit.formats.onnx_header import read_header
 from convkit.onnx_language_graph import LanguageGraph, language_graph
-from convkit.passes import onnx_half_writing
 from convkit.passes.onnx_fp16 import onnx_fp16
 from convkit.report import Report
 from convkit.step import Feeds, Work
@@ -157,7 +156,7 @@ def test_norms_whose_squares_overflow_stay_fp32(folders: dict[str, Path], tmp_pa
 
 
 def test_data_beside_the_graph_keeps_its_name_and_other_graphs_stay_behind(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], tmp_path: Path
 ) -> None:
     source = tmp_path / "model"
     (source / "onnx").mkdir(parents=True)
@@ -174,7 +173,6 @@ def test_data_beside_the_graph_keeps_its_name_and_other_graphs_stay_behind(
     (source / ".cache" / "lock").write_bytes(b"hidden")
     (source / "runs").mkdir()
     (source / "runs" / "notes.txt").write_text("kept")
-    monkeypatch.setattr(onnx_half_writing, "_INLINE_LIMIT_BYTES", 1000)
     out = tmp_path / "half"
     out.mkdir()
     notes_of(source, out, samples_of(source))
