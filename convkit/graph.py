@@ -144,6 +144,8 @@ class ConverterGraph:
             for step in self.steps.values():
                 if not _applies(step, state) or not _has_folder(step, steps):
                     continue
+                if _comes_back(step, source, steps):
+                    continue
                 if not steps and artifact is not None and not _takes(step, artifact, to):
                     continue
                 order += 1
@@ -186,6 +188,12 @@ def _has_folder(step: Step, before: Sequence[Step]) -> bool:
         return True
     last = before[-1]
     return last.makes_folder if isinstance(last, Converter) else last.of_source
+
+
+def _comes_back(step: Step, source: State, before: Sequence[Step]) -> bool:
+    """Whether a step leads to a format that the route has left: unpacked weights do not return."""
+    passed = {source[0], *(one.target for one in before if isinstance(one, Converter))}
+    return isinstance(step, Converter) and step.target in passed
 
 
 def _takes(step: Step, artifact: Artifact, to: str) -> bool:

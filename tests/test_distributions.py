@@ -11,9 +11,9 @@ import pytest
 from convkit import metrics, recording, verification
 from convkit.artifact import Precision, TensorSpec
 from convkit.distributions import Predictions
-from convkit.language_limits import LIMITS, Party, limits_between
 from convkit.errors import SamplesError
 from convkit.ggml.types import SCHEMES
+from convkit.language_limits import LIMITS, Party, limits_between
 from convkit.step import Feeds, LanguageRunner, Outputs, Runner
 
 Array = np.ndarray[Any, Any]

@@ -168,6 +168,13 @@ def test_what_a_converter_unpacks_needs_no_precision_to_be_asked_for() -> None:
     assert [step.name for step in again.steps] == ["a-to-b", "b-q4"]
 
 
+def test_a_route_never_comes_back_to_a_format() -> None:
+    there, back = converting("a", "b", gives={"q4": "fp32"}), converting("b", "a")
+    made = toy.graph(there, back, toy.lowering("a", "fp16"))
+    with pytest.raises(NoRouteError):
+        made.plan(("a", Precision.Q4), "a", Precision.FP16)
+
+
 def test_a_pass_that_recasts_may_keep_the_number_of_bits() -> None:
     plain = lowering("b", "fp16", ("bf16",))
     with pytest.raises(NoRouteError):

@@ -89,6 +89,11 @@ NARROW = {
     "samples": frozenset(("artifact", "errors", "step")),
     "metrics": frozenset(("errors",)),
     "onnx_external": frozenset(("errors",)),
+    "onnx_folder": frozenset(("artifact",)),
+    "onnx_language_graph": frozenset(
+        ("artifact", "errors", "runner", "vocabulary.folder_settings")
+    ),
+    "onnx_metadata": frozenset(("protobuf",)),
     "onnx_structure": frozenset(("errors", "onnx_external", "protobuf")),
     "onnx_typing": frozenset(("errors", "protobuf", "onnx_structure")),
 }
