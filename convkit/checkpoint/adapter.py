@@ -19,9 +19,9 @@ import numpy as np
 
 from convkit.checkpoint.adapter_settings import AdapterSettings, read_adapter_settings
 from convkit.checkpoint.dequantized import is_turned
-from convkit.checkpoint.rows import Array, Rows
+from convkit.checkpoint.rows import Array, Computed, Rows
 from convkit.checkpoint.shard import open_shard
-from convkit.checkpoint.stored import FLOAT_DTYPES, Computed, RecentArrays, Stored
+from convkit.checkpoint.stored import FLOAT_DTYPES, RecentArrays, Stored
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import StoredTensor
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from convkit.checkpoint.rows import FLOATS, Array, Rows
-from convkit.checkpoint.stored import Computed, whole
+from convkit.checkpoint.rows import FLOATS, Array, Computed, Rows
+from convkit.checkpoint.stored import whole
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import StoredTensor
 

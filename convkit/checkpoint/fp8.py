@@ -15,8 +15,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from convkit.checkpoint.rows import Array
-from convkit.checkpoint.stored import Computed, whole
+from convkit.checkpoint.rows import Array, Computed
+from convkit.checkpoint.stored import whole
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import StoredTensor
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from convkit.checkpoint.grouped import scaled, unpacked
-from convkit.checkpoint.rows import Array
-from convkit.checkpoint.stored import Computed, RecentArrays, turned_words, whole
+from convkit.checkpoint.rows import Array, Computed
+from convkit.checkpoint.stored import RecentArrays, turned_words, whole
 from convkit.errors import ModelError
 from convkit.safetensors_file import StoredTensor
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +61,12 @@ class Rows(abc.ABC):
     def array(self) -> Array:
         """The whole tensor, float32, in its shape; for small ones."""
         return self.read(0, self.row_count).reshape(self.shape)
+
+    def spans(self, element_count: int) -> Iterator[tuple[int, int]]:
+        """Begin and end of pieces of about so many elements: a row at least."""
+        step = max(1, element_count // self.row_length)
+        for begin in range(0, self.row_count, step):
+            yield begin, min(begin + step, self.row_count)
 
 
 def widened(stored: Array, dtype: str) -> Array:
@@ -163,7 +168,21 @@ class Stacked(Rows):
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-class Changed(Rows):
+class Computed(Rows):
+    """A tensor whose float32 rows are computed from others: what is stored follows from them."""
+
+    dtype = "F32"
+
+    @abc.abstractmethod
+    def read(self, begin: int, end: int) -> Array:
+        """Rows in float32."""
+
+    def stored(self, begin: int, end: int) -> Array:
+        """Rows as stored."""
+        return np.ascontiguousarray(self.read(begin, end), np.float32).view(np.uint8)
+
+
+class Changed(Computed):
     """A function of each element or row, in float32 (an offset on a norm, an adapter's share).
 
     Args:
@@ -173,32 +192,8 @@ class Changed(Rows):
 
     def __init__(self, rows: Rows, change: Callable[[Array, int], Array]) -> None:
         self._rows, self._change = rows, change
-        self.shape, self.dtype = rows.shape, "F32"
-
-    def stored(self, begin: int, end: int) -> Array:
-        """Rows as stored."""
-        return np.ascontiguousarray(self.read(begin, end), np.float32).view(np.uint8)
+        self.shape = rows.shape
 
     def read(self, begin: int, end: int) -> Array:
         """Rows in float32."""
         return self._change(self._rows.read(begin, end), begin)
-
-
-class Transposed(Rows):
-    """A matrix turned around. It is held whole, as it is stored, from its first use."""
-
-    def __init__(self, rows: Rows) -> None:
-        if len(rows.shape) != 2 or rows.dtype not in (*FLOATS, "BF16"):
-            raise ValueError(f"{rows.dtype}{rows.shape} cannot be turned around")
-        self._rows, self.dtype = rows, rows.dtype
-        self.shape = rows.shape[::-1]
-
-    @cached_property
-    def _turned(self) -> Array:
-        kind = FLOATS.get(self.dtype, np.dtype(np.uint16))
-        whole = self._rows.stored(0, self._rows.row_count).view(kind)
-        return np.ascontiguousarray(whole.T).view(np.uint8)  # (columns, bytes of a column)
-
-    def stored(self, begin: int, end: int) -> Array:
-        """Rows as stored."""
-        return self._turned[begin:end]

@@ -1,13 +1,11 @@
-"""Tensors of a weights file as rows, and what all tensors have in common that are not stored so."""
+"""Tensors of a weights file as rows, also turned around, and what has to be held for that."""
 
 from __future__ import annotations
 
-import abc
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -41,24 +39,10 @@ class Stored(Rows):
         return np.frombuffer(piece, np.uint8).reshape(end - begin, self._row_bytes)
 
 
-class Computed(Rows):
-    """A tensor whose float32 rows are computed from others: what is stored follows from them."""
-
-    dtype = "F32"
-
-    @abc.abstractmethod
-    def read(self, begin: int, end: int) -> Array:
-        """Rows in float32."""
-
-    def stored(self, begin: int, end: int) -> Array:
-        """Rows as stored."""
-        return np.ascontiguousarray(self.read(begin, end), np.float32).view(np.uint8)
-
-
 class RecentArrays:
     """Arrays that several reads of one tensor need: those used last, within a limit of memory.
 
-    Whatever their size, those that a thread used last are kept.
+    Whatever their size, those that a thread used last are kept; none outlives its tensor.
 
     Args:
         byte_limit: the limit.
@@ -66,20 +50,20 @@ class RecentArrays:
 
     def __init__(self, byte_limit: int) -> None:
         self._byte_limit = byte_limit
-        self._kept: OrderedDict[object, tuple[Array, ...]] = OrderedDict()
-        self._latest: WeakKeyDictionary[threading.Thread, object] = WeakKeyDictionary()
-        self._turns: dict[object, threading.Lock] = {}
+        self._kept: WeakKeyDictionary[object, tuple[Array, ...]] = WeakKeyDictionary()
+        self._latest: WeakKeyDictionary[threading.Thread, ref[object]] = WeakKeyDictionary()
+        self._turns: WeakKeyDictionary[object, threading.Lock] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def get(self, owner: object, make: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
         """The arrays of `owner`, made if they are not there. Threads that want the same wait."""
         with self._lock:
-            self._latest[threading.current_thread()] = owner
+            self._latest[threading.current_thread()] = ref(owner)
             turn = self._turns.setdefault(owner, threading.Lock())
         with turn:
             with self._lock:
                 if owner in self._kept:
-                    self._kept.move_to_end(owner)
+                    self._kept[owner] = self._kept.pop(owner)  # behind all others
                     return self._kept[owner]
                 self._forget()
             made = make()
@@ -88,7 +72,7 @@ class RecentArrays:
             return made
 
     def _forget(self) -> None:
-        in_use = set(self._latest.values())
+        in_use = {latest() for latest in self._latest.values()}
         excess = sum(map(_byte_count, self._kept.values())) - self._byte_limit
         for owner in list(self._kept):
             if excess > 0 and owner not in in_use:
@@ -103,11 +87,16 @@ class TurnedAround(Rows):
     """A matrix turned around, held whole as it is stored while it is being read.
 
     Args:
-        rows: the matrix.
+        rows: the matrix, of a dtype that files have.
         recent: holds it.
+
+    Raises:
+        ValueError: it is no matrix.
     """
 
     def __init__(self, rows: Rows, recent: RecentArrays) -> None:
+        if len(rows.shape) != 2:
+            raise ValueError(f"{rows.dtype}{rows.shape} cannot be turned around")
         self._rows, self._recent = rows, recent
         self.shape, self.dtype = rows.shape[::-1], rows.dtype
 

@@ -14,8 +14,7 @@ import numpy as np
 from convkit.artifact import Artifact
 from convkit.checkpoint.folder import Checkpoint
 from convkit.checkpoint.ranges import RangeReader
-from convkit.checkpoint.rows import Array, Rows, Stacked
-from convkit.checkpoint.stored import Computed
+from convkit.checkpoint.rows import Array, Computed, Rows, Stacked
 from convkit.converters.decoder_graph.packed import Form, form_of, restored
 from convkit.errors import ModelError, UnsupportedError
 from convkit.onnx_folder import graph_file, text_folder

@@ -7,21 +7,13 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from convkit.checkpoint.rows import (
-    FLOATS,
-    Array,
-    Changed,
-    Reshaped,
-    Rows,
-    Selected,
-    Stacked,
-    Transposed,
-)
+from convkit.checkpoint.rows import Array, Changed, Rows, Selected, Stacked
+from convkit.checkpoint.stored import FLOAT_DTYPES, RecentArrays, TurnedAround
 
 
 class Change(Protocol):
@@ -114,23 +106,28 @@ PLUS_ONE = PlusOne()
 
 @dataclass(frozen=True)
 class Turned:
-    """A matrix stored (inputs, outputs), as GPT-2's Conv1D does; quantized rows become float32."""
+    """A matrix stored (inputs, outputs), as GPT-2's Conv1D does; quantized rows become float32.
+
+    While it is read, it is held whole.
+    """
+
+    _recent: RecentArrays = field(default_factory=lambda: RecentArrays(0))
 
     def to_gguf(self, parts: Sequence[Rows]) -> Rows:
         """(outputs, inputs)."""
-        return _turned(parts[0])
+        return self._turned(parts[0])
 
     def to_torch(self, rows: Rows) -> Sequence[Rows]:
         """(inputs, outputs)."""
-        return (_turned(rows),)
+        return (self._turned(rows),)
+
+    def _turned(self, rows: Rows) -> Rows:
+        is_plain = rows.dtype in FLOAT_DTYPES
+        floats = rows if is_plain else Changed(rows, lambda values, begin: values)
+        return TurnedAround(floats, self._recent)
 
 
 TURNED = Turned()
-
-
-def _turned(rows: Rows) -> Rows:
-    is_plain = rows.dtype in (*FLOATS, "BF16")
-    return Transposed(rows if is_plain else Changed(rows, lambda values, begin: values))
 
 
 @dataclass(frozen=True)
@@ -175,23 +172,3 @@ class PartOfEach:
     def to_torch(self, rows: Rows) -> Sequence[Rows]:
         """Nothing is fused on the way back."""
         raise NotImplementedError("fused experts come back as one matrix per expert")
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """The same rows under other leading axes.
-
-    Args:
-        gguf, torch: the shapes on either side.
-    """
-
-    gguf: tuple[int, ...]
-    torch: tuple[int, ...]
-
-    def to_gguf(self, parts: Sequence[Rows]) -> Rows:
-        """In GGUF's shape."""
-        return Reshaped(parts[0], self.gguf)
-
-    def to_torch(self, rows: Rows) -> Sequence[Rows]:
-        """In the checkpoint's shape."""
-        return (Reshaped(rows, self.torch),)

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+from collections import defaultdict
 
 import numpy as np
 
-from convkit.checkpoint.rows import Array
-from convkit.checkpoint.stored import RecentArrays
+from convkit.checkpoint.rows import Array, Held
+from convkit.checkpoint.stored import RecentArrays, TurnedAround
+
+
+class Owner:
+    """Stands for a tensor."""
 
 
 class Maker:
@@ -13,13 +19,14 @@ class Maker:
 
     def __init__(self) -> None:
         self.made: list[str] = []
+        self.owners: dict[str, Owner] = defaultdict(Owner)
 
     def get(self, recent: RecentArrays, owner: str) -> Array:
         def make() -> tuple[Array, ...]:
             self.made.append(owner)
             return (np.zeros(100, np.uint8),)
 
-        return recent.get(owner, make)[0]
+        return recent.get(self.owners[owner], make)[0]
 
 
 def test_arrays_are_kept_up_to_the_limit_and_the_oldest_go_first() -> None:
@@ -58,3 +65,22 @@ def test_threads_that_want_the_same_arrays_make_them_once() -> None:
     for thread in threads:
         thread.join()
     assert maker.made == ["a"]
+
+
+def test_arrays_go_with_the_tensor_that_they_belong_to() -> None:
+    recent, maker = RecentArrays(1000), Maker()
+    maker.get(recent, "a")
+    del maker.owners["a"]
+    maker.get(recent, "a")
+    assert maker.made == ["a", "a"]
+
+
+def test_of_many_matrices_that_are_turned_around_one_is_held_at_a_time() -> None:
+    recent = RecentArrays(0)
+    matrices = [TurnedAround(Held(np.full((256, 512), i)), recent) for i in range(8)]
+    tracemalloc.start()
+    try:
+        assert [matrix.array().max() for matrix in matrices] == list(range(8))
+        assert tracemalloc.get_traced_memory()[1] < 3 * 4 * 256 * 512
+    finally:
+        tracemalloc.stop()
