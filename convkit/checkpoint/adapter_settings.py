@@ -112,17 +112,16 @@ def read_adapter_settings(folder: Path) -> AdapterSettings:
 
 def _refuse_other_kinds(folder: Path, settings: Mapping[str, Any]) -> None:
     kind = str(settings.get("peft_type"))
-    reason = next((why for key, why in _REFUSED.items() if settings.get(key)), "")
+    named = next((key for key in _REFUSED if settings.get(key)), None)
     start = str(settings.get("init_lora_weights") or "")
     hint = "Merge it with peft: PeftModel.from_pretrained(model, adapter).merge_and_unload()"
     if kind != "LORA":
         raise UnsupportedError(
             f"{folder} is an adapter of type {kind}.", why="LORA is what can be merged.", hint=hint
         )
-    if reason:
-        named = next(key for key in _REFUSED if settings.get(key))
+    if named:
         raise UnsupportedError(
-            f"{folder} is more than a low-rank adapter ({named}): {reason}.", hint=hint
+            f"{folder} is more than a low-rank adapter ({named}): {_REFUSED[named]}.", hint=hint
         )
     if start.startswith(_CHANGES_BASE):
         raise UnsupportedError(

@@ -18,8 +18,7 @@ import numpy as np
 
 from convkit.checkpoint.grouped import scaled
 from convkit.checkpoint.rows import Array, Computed
-from convkit.checkpoint.stored import RecentArrays, turned_words, whole
-from convkit.errors import ModelError
+from convkit.checkpoint.stored import RecentArrays, misfit, turned_words, whole
 from convkit.safetensors_file import StoredTensor
 
 _SHIFTS = 4 * np.array([0, 4, 1, 5, 2, 6, 3, 7], np.int32)
@@ -51,10 +50,7 @@ class AwqRows(Computed):
         )
         if not fits:
             shapes = (f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
-            raise ModelError(
-                f"The parts of the quantized tensor '{name}' do not fit each other.",
-                why=", ".join(shapes),
-            )
+            raise misfit(name, ", ".join(shapes))
 
     def read(self, begin: int, end: int) -> Array:
         """Rows in float32."""

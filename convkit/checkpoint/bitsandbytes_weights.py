@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from convkit.checkpoint.rows import FLOATS, Array, Computed, Rows
-from convkit.checkpoint.stored import whole
+from convkit.checkpoint.stored import misfit, whole
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import StoredTensor
 
@@ -67,9 +67,9 @@ class FourBitRows(Rows):
             part = parts.get(role)
             if part is None or part.byte_count != size or part.dtype != (dtype or part.dtype):
                 found = f"{part.byte_count} bytes of {part.dtype}" if part else "missing"
-                raise ModelError(
-                    f"The parts of the quantized tensor '{name}' do not fit each other.",
-                    why=f"{role} is {found}; for {list(self.shape)} in blocks of "
+                raise misfit(
+                    name,
+                    f"{role} is {found}; for {list(self.shape)} in blocks of "
                     f"{self._block_length} it takes {size} bytes.",
                 )
 
@@ -137,10 +137,8 @@ class EightBitRows(Computed):
         if len(self.shape) != 2 or parts["weight"].dtype != "I8":
             raise ModelError(f"The quantized tensor '{name}' is no matrix of 8-bit integers.")
         if math.prod(parts["SCB"].shape) != self.shape[0] or parts["SCB"].dtype != "F32":
-            raise ModelError(
-                f"The parts of the quantized tensor '{name}' do not fit each other.",
-                why=f"It has {self.shape[0]} rows, SCB is {list(parts['SCB'].shape)}.",
-            )
+            why = f"It has {self.shape[0]} rows, SCB is {list(parts['SCB'].shape)}."
+            raise misfit(name, why)
 
     def read(self, begin: int, end: int) -> Array:
         """Rows in float32."""

@@ -16,8 +16,8 @@ from functools import cache, cached_property
 import numpy as np
 
 from convkit.checkpoint.rows import Array, Computed
-from convkit.checkpoint.stored import whole
-from convkit.errors import ModelError, UnsupportedError
+from convkit.checkpoint.stored import misfit, whole
+from convkit.errors import UnsupportedError
 from convkit.safetensors_file import StoredTensor
 
 
@@ -51,9 +51,9 @@ class Fp8Rows(Computed):
                 *(-(-n // size) for n, size in zip(self.shape[-2:], self._block, strict=True)),
             )
             if self._scale.shape != wanted:
-                raise ModelError(
-                    f"The parts of the quantized tensor '{name}' do not fit each other.",
-                    why=f"{list(self.shape)} in blocks of {list(self._block)} takes scales "
+                raise misfit(
+                    name,
+                    f"{list(self.shape)} in blocks of {list(self._block)} takes scales "
                     f"{list(wanted)}; there are {list(self._scale.shape)}.",
                 )
 

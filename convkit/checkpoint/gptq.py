@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from convkit.checkpoint.grouped import scaled, unpacked
+from convkit.checkpoint.quantization import gptq_format
 from convkit.checkpoint.rows import Array, Computed
-from convkit.checkpoint.stored import RecentArrays, turned_words, whole
-from convkit.errors import ModelError
+from convkit.checkpoint.stored import RecentArrays, misfit, turned_words, whole
 from convkit.safetensors_file import StoredTensor
 
 _BITS = (2, 3, 4, 8)
@@ -66,7 +66,7 @@ class GptqRows(Computed):
             "scales": (parts["scales"].shape[0], outputs),
         }
         if any(parts[part].shape != shape for part, shape in fitting.items()):
-            raise _misfit(name, ", ".join(f"{k} {list(v.shape)}" for k, v in parts.items()))
+            raise misfit(name, ", ".join(f"{k} {list(v.shape)}" for k, v in parts.items()))
 
     def read(self, begin: int, end: int) -> Array:
         """Rows in float32."""
@@ -86,9 +86,7 @@ class GptqRows(Computed):
         """The group of each input; None where each is as many neighbours."""
         inputs = self.row_length
         size = int(self._settings.get("group_size") or -1)
-        if (
-            size < 1 or -(-inputs // size) != group_count
-        ):  # some layers may have another (`dynamic`)
+        if size < 1 or -(-inputs // size) != group_count:  # `dynamic`: a layer may have its own
             size = -(-inputs // group_count)
         regular = np.arange(inputs) // size
         order = self._parts.get("g_idx")
@@ -96,7 +94,7 @@ class GptqRows(Computed):
         if not groups.any():  # an empty order means none
             groups = regular
         if groups.min() < 0 or groups.max() >= group_count:
-            raise _misfit(
+            raise misfit(
                 self._name, f"Inputs are in {groups.max() + 1} groups, scales for {group_count}."
             )
         is_even = inputs % group_count == 0 and np.array_equal(
@@ -113,7 +111,7 @@ class GptqRows(Computed):
         # The middle everywhere is what symmetric quantization means; files of several programs say
         # that their format is the one that stores it less one, and do not.
         # Source: vllm-project/vllm, pull request 38966.
-        if _format_of(self._settings) == "gptq_v2" or (stored == middle).all():
+        if gptq_format(self._settings) == "gptq_v2" or (stored == middle).all():
             return stored
         if bits in _ONES:
             return unpacked(words + np.uint32(_ONES[bits]), bits)[:, :outputs]
@@ -128,11 +126,3 @@ def _bits_of(parts: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> 
     packed, outputs = parts["qzeros"].shape[-1], parts["scales"].shape[-1]
     found = packed * 32 // outputs if outputs else 0
     return found if found in _BITS else int(settings["bits"])
-
-
-def _misfit(name: str, why: str) -> ModelError:
-    return ModelError(f"The parts of the quantized tensor '{name}' do not fit each other.", why=why)
-
-
-def _format_of(settings: Mapping[str, Any]) -> str:
-    return str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()

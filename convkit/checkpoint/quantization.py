@@ -227,7 +227,7 @@ def _bitsandbytes(settings: Mapping[str, Any]) -> Quantization:
 
 def _gptq(settings: Mapping[str, Any]) -> Quantization:
     bits = _whole(settings, "bits")
-    layout = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
+    layout = gptq_format(settings)
     if settings.get("is_marlin_format"):
         layout = "marlin"
     _require("GPTQ", "bits", bits, (2, 3, 4, 8))
@@ -236,6 +236,11 @@ def _gptq(settings: Mapping[str, Any]) -> Quantization:
     order = ", in order of activations" if settings.get("desc_act") else ""
     words = f"GPTQ, {bits} bits{_groups(settings.get('group_size'))}{order}"
     return Quantization("gptq", bits, settings, words)
+
+
+def gptq_format(settings: Mapping[str, Any]) -> str:
+    """How zero points are stored: `gptq` less one, `gptq_v2` as they are."""
+    return str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
 
 
 def _awq(settings: Mapping[str, Any]) -> Quantization:

@@ -64,7 +64,7 @@ class Rows(abc.ABC):
 
     def spans(self, element_count: int) -> Iterator[tuple[int, int]]:
         """Begin and end of pieces of about so many elements: a row at least."""
-        step = max(1, element_count // self.row_length)
+        step = max(1, element_count // max(1, self.row_length))
         for begin in range(0, self.row_count, step):
             yield begin, min(begin + step, self.row_count)
 

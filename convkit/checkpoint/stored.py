@@ -133,6 +133,11 @@ def _turned(
     return turned
 
 
+def misfit(name: str, why: str) -> ModelError:
+    """The error for parts that make no quantized tensor together."""
+    return ModelError(f"The parts of the quantized tensor '{name}' do not fit each other.", why=why)
+
+
 def whole(tensor: StoredTensor) -> Array:
     """A small part of a quantized tensor: an array of its shape; floats in float32.
 

@@ -20,7 +20,7 @@ from convkit.checkpoint.placing import (
     Progress,
     write_pieces,
 )
-from convkit.checkpoint.rows import Array, Rows
+from convkit.checkpoint.rows import Array, Rows, widened
 
 SHARD_BYTES = 5 << 30
 """Weights beyond this go on in another file, as transformers 4 does."""
@@ -152,9 +152,7 @@ def _pieces(model: FolderModel, files: Mapping[str, PlacedFile]) -> Iterator[Pie
         for tensor, target in shard.tensors.items():
             rows = target.rows
             row_bytes = rows.row_length * _ITEM_BYTES[target.dtype]
-            step = max(1, CHUNK_ELEMENTS // rows.row_length)
-            for begin in range(0, rows.row_count, step):
-                end = min(begin + step, rows.row_count)
+            for begin, end in rows.spans(CHUNK_ELEMENTS):
                 at = shard.offsets[tensor] + begin * row_bytes
                 yield Piece(files[name], at, functools.partial(_content, target, begin, end))
 
@@ -180,8 +178,6 @@ def narrowed(values: Array, dtype: str) -> Array:
 
 def is_exact_in(rows: Rows, dtype: str) -> bool:
     """Whether every element survives in a narrower dtype; the tensor is read whole."""
-    from convkit.checkpoint.rows import widened
-
     values = rows.read(0, rows.row_count)
     return np.array_equal(widened(narrowed(values, dtype), dtype), values)
 

@@ -116,7 +116,7 @@ def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Map
             f"{len(left)} tensors have no place in a Hugging Face checkpoint: {_listed(left)}.",
             why=f"They are none of those of {family.architecture}.",
         )
-    return Mapped(made, {}, ())
+    return Mapped(made, {})
 
 
 def source_of(entry: Entry, family: Family, names: Container[str]) -> Source | None:
@@ -182,9 +182,10 @@ def _repeated(family: Family, tensors: Mapping[str, Rows], used: set[str]) -> di
 def _are_equal(one: Rows, other: Rows) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    step = max(1, _COMPARED_ELEMENTS // one.row_length)
-    pieces = ((i, min(i + step, one.row_count)) for i in range(0, one.row_count, step))
-    return all(np.array_equal(one.stored(*piece), other.stored(*piece)) for piece in pieces)
+    return all(
+        np.array_equal(one.stored(*span), other.stored(*span))
+        for span in one.spans(_COMPARED_ELEMENTS)
+    )
 
 
 def _renamed(names: Sequence[str], family: Family) -> Iterator[tuple[str, ...]]:

@@ -124,9 +124,7 @@ class _LazyTensor:
         rows = self._rows
         whole = torch.empty(rows.row_count, rows.row_length)
         filled = whole.numpy()
-        step = max(1, _PIECE_ELEMENTS // max(1, rows.row_length))
-        for begin in range(0, rows.row_count, step):
-            end = min(begin + step, rows.row_count)
+        for begin, end in rows.spans(_PIECE_ELEMENTS):
             filled[begin:end] = rows.read(begin, end)
         return whole.reshape(() if getattr(rows, "is_scalar", False) else rows.shape)
 

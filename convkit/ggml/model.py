@@ -134,9 +134,7 @@ def write(model: GgufModel, out: Path, progress: Progress | None = None) -> None
 def _pieces(model: GgufModel, file: PlacedFile) -> Iterator[Piece]:
     for tensor in model.tensors:
         rows, begin_of_tensor = tensor.rows, model.layout.offsets[tensor.name]
-        step = max(1, CHUNK_ELEMENTS // rows.row_length)
-        for begin in range(0, rows.row_count, step):
-            end = min(begin + step, rows.row_count)
+        for begin, end in rows.spans(CHUNK_ELEMENTS):
             at = begin_of_tensor + begin * tensor.place.row_bytes
             yield Piece(file, at, functools.partial(_content, tensor, begin, end))
 

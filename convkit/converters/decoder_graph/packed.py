@@ -154,7 +154,6 @@ _Part = Callable[[Unpacked, Form], Array]
 
 
 def _pieces(rows: Rows, form: Form, part: _Part) -> Iterator[Any]:
-    step = max(1, _PIECE_ELEMENTS // rows.row_length)
-    for begin in range(0, rows.row_count, step):
-        stored = rows.stored(begin, min(begin + step, rows.row_count))
-        yield np.ascontiguousarray(part(unpacked(stored, TYPES[form.kind]), form)).data
+    for span in rows.spans(_PIECE_ELEMENTS):
+        taken = unpacked(rows.stored(*span), TYPES[form.kind])
+        yield np.ascontiguousarray(part(taken, form)).data

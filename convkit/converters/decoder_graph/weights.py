@@ -16,7 +16,7 @@ from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import ITEM_BYTES
 
 _DTYPES = {FLOAT: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
-_PIECE_BYTES = 4 << 20
+_PIECE_ELEMENTS = 1 << 20
 
 CHANGED = "from "
 """Stands before the dtype that a tensor has in the checkpoint, where it was changed."""
@@ -107,7 +107,7 @@ def streamed(
     """
 
     def pieces() -> Iterator[Any]:
-        for begin, end in _spans(rows):
+        for begin, end in rows.spans(_PIECE_ELEMENTS):
             if is_same:
                 yield np.ascontiguousarray(rows.stored(begin, end)).data
                 continue
@@ -129,21 +129,14 @@ def are_equal(first: Rows, second: Rows) -> bool:
     if first is second or first.shape != second.shape:
         return first is second
     return all(
-        np.array_equal(first.read(begin, end), second.read(begin, end))
-        for begin, end in _spans(first)
+        np.array_equal(first.read(*span), second.read(*span))
+        for span in first.spans(_PIECE_ELEMENTS)
     )
 
 
 def slab(rows: Rows, begin: int, end: int) -> Rows:
     """Rows of one matrix among those stacked in a tensor, all leading axes counted as one."""
     return Selected(rows, np.arange(begin, end))
-
-
-def _spans(rows: Rows) -> Iterator[tuple[int, int]]:
-    """Begin and end of pieces that are read at a time."""
-    step = max(1, _PIECE_BYTES // (4 * rows.row_length))
-    for begin in range(0, rows.row_count, step):
-        yield begin, min(begin + step, rows.row_count)
 
 
 def _by(shape: Sequence[int]) -> str:
