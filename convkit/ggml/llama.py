@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from convkit.errors import SamplesError, StepError, UnsupportedError
 from convkit.ggml.llama_abi import POOLING_NONE, POOLING_RANK, UNSPECIFIED, Array
@@ -52,12 +51,7 @@ class LlamaModel(LlamaFile):
     def __enter__(self) -> LlamaModel:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def logits(self, tokens: Sequence[int]) -> Array:
