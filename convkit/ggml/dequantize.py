@@ -50,24 +50,6 @@ class Unpacked:
             groups += self.offsets[:, :, np.newaxis]
         return groups.reshape(count, length)
 
-    def with_zeros(self) -> tuple[Array, Array, Array]:
-        """Levels, scales and zeros of value = scale * (level - zero), as MatMulNBits has it.
-
-        Shapes are those of levels and scales; zeros are float32. Without offsets this is exact.
-        With them zero = -offset / scale is rounded to float32, and the value is off by at most
-        2^-22 of the larger of |offset| and |value|. A group whose scale is 0 holds its offset in
-        every element: its levels become 0, its zero 1 and its scale the negative offset; exact.
-        """
-        if self.offsets is None:
-            return self.levels, self.scales, np.full_like(self.scales, self.zero)
-        is_flat = self.scales == 0
-        scales = np.where(is_flat, -self.offsets, self.scales)
-        divisors = np.where(is_flat, 1, self.scales).astype(np.float64)
-        zeros = np.where(is_flat, 1, -self.offsets / divisors).astype(np.float32)
-        levels = self.levels.reshape(*self.scales.shape, self.group_length)
-        levels = np.where(is_flat[:, :, np.newaxis], np.uint8(0), levels)
-        return levels.reshape(self.levels.shape), scales, zeros
-
 
 def dequantize(stored: Array, kind: GgmlType) -> Array:
     """Rows as float32 (rows, length), the same bits as ggml's.

@@ -4,9 +4,8 @@ The package `libggml-python` brings the library; the extension module of `xllama
 same functions and serves where the other is absent. Either is tested before use: the sizes of all
 types, and what a few known numbers become.
 
-Source: ggml, `include/ggml.h` (`ggml_quantize_chunk`, `ggml_get_type_traits`, `ggml_row_size`,
-`ggml_blck_size`, `ggml_type_size`, `ggml_quantize_init`, `ggml_quantize_requires_imatrix`,
-`ggml_version`).
+Source: ggml, `include/ggml.h` (`ggml_quantize_chunk`, `ggml_get_type_traits`, `ggml_blck_size`,
+`ggml_type_size`, `ggml_quantize_requires_imatrix`, `ggml_version`).
 """
 
 from __future__ import annotations
@@ -61,9 +60,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_version": (ctypes.c_char_p, ()),
     "ggml_blck_size": (ctypes.c_int64, (ctypes.c_int,)),
     "ggml_type_size": (ctypes.c_size_t, (ctypes.c_int,)),
-    "ggml_row_size": (ctypes.c_size_t, (ctypes.c_int, ctypes.c_int64)),
     "ggml_get_type_traits": (ctypes.POINTER(_Traits), (ctypes.c_int,)),
-    "ggml_quantize_init": (None, (ctypes.c_int,)),
     "ggml_quantize_requires_imatrix": (ctypes.c_bool, (ctypes.c_int,)),
     "ggml_quantize_chunk": (
         ctypes.c_size_t,
@@ -102,10 +99,6 @@ class Library:
         self._loaded = loaded
         self.version = str(loaded.ggml_version().decode())
 
-    def row_size(self, kind: GgmlType, length: int) -> int:
-        """Bytes of a row."""
-        return int(self._loaded.ggml_row_size(kind.number, length))
-
     def can_quantize_to(self, kind: GgmlType) -> bool:
         """Whether `quantize_chunk` knows a type."""
         return kind.name not in _NO_TARGETS
@@ -113,10 +106,6 @@ class Library:
     def requires_importance(self, kind: GgmlType) -> bool:
         """Whether a type is quantized with an importance only."""
         return bool(self._loaded.ggml_quantize_requires_imatrix(kind.number))
-
-    def quantize_init(self, kind: GgmlType) -> None:
-        """Makes the tables that a type needs; `quantize_chunk` does so itself, once."""
-        self._loaded.ggml_quantize_init(kind.number)
 
     def quantize_chunk(self, rows: Array, kind: GgmlType, importance: Array | None = None) -> Array:
         """Quantizes rows: uint8 (rows, bytes of a row).

@@ -182,19 +182,18 @@ class LlamaSession:
         """Tokens fed so far."""
         return self._position
 
-    def feed(self, tokens: Sequence[int], *, last_only: bool = False) -> Array:
+    def feed(self, tokens: Sequence[int]) -> Array:
         """Logits after each of these tokens: float32 (tokens, vocabulary).
 
         Args:
             tokens: ids that follow those fed before.
-            last_only: only after the last of them: (1, vocabulary).
 
         Raises:
             SamplesError: a token is not in the vocabulary.
             StepError: the context is full, the model was closed, or llama.cpp fails.
         """
         ids = self._model._ids(tokens)
-        logits = self._room(len(ids)).decode(ids, last_only=last_only)
+        logits = self._room(len(ids)).decode(ids)
         self._position += len(ids)
         return logits
 

@@ -106,15 +106,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_model_chat_template": (c_char_p, c_void_p, c_char_p),
     "llama_vocab_type": (c_int32, c_void_p),
     "llama_vocab_n_tokens": (c_int32, c_void_p),
-    "llama_vocab_bos": (c_int32, c_void_p),
-    "llama_vocab_eos": (c_int32, c_void_p),
     "llama_vocab_get_add_bos": (c_bool, c_void_p),
-    "llama_vocab_get_add_eos": (c_bool, c_void_p),
     "llama_vocab_is_eog": (c_bool, c_void_p, c_int32),
     "llama_tokenize": (
         c_int32, c_void_p, c_char_p, c_int32, c_void_p, c_int32, c_bool, c_bool,
     ),
-    "llama_token_to_piece": (c_int32, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_bool),
     "llama_detokenize": (
         c_int32, c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_bool, c_bool,
     ),

@@ -142,23 +142,17 @@ class Context:
                 why=self._library.log.taken(),
             )
 
-    def decode(self, tokens: Array, *, last_only: bool = False) -> Array:
-        """Logits or embeddings after each token, or after the last: float32 (tokens, width).
+    def decode(self, tokens: Array) -> Array:
+        """Logits or embeddings after each token: float32 (tokens, width).
 
         Raises:
             StepError: llama.cpp fails, with its reason.
         """
-        row_count = min(1, len(tokens)) if last_only else len(tokens)
-        result = np.empty((row_count, self._width), np.float32)
+        result = np.empty((len(tokens), self._width), np.float32)
         for begin in range(0, len(tokens), self._batch):
             piece = tokens[begin : begin + self._batch]
-            asked = np.full(len(piece), not last_only, np.int8)
-            asked[-1] |= begin + len(piece) == len(tokens)
-            self._compute(piece, asked)
-            count = int(asked.sum())
-            if count:
-                first = 0 if last_only else begin
-                result[first : first + count] = self._rows(count)
+            self._compute(piece)
+            result[begin : begin + len(piece)] = self._rows(len(piece))
         return result
 
     def pool(self, tokens: Array) -> Array:
@@ -167,14 +161,15 @@ class Context:
         Raises:
             StepError: llama.cpp fails, with its reason.
         """
-        self._compute(tokens, np.ones(len(tokens), np.int8))
+        self._compute(tokens)
         pooled = self._call.llama_get_embeddings_seq(self._pointer, 0)
         row: Array = self._viewed(pooled, 1)[0].copy()
         return row
 
-    def _compute(self, tokens: Array, asked: Array) -> None:
-        """Computes a batch; `asked` is 1 where a row is wanted."""
+    def _compute(self, tokens: Array) -> None:
+        """Computes a batch, a row for each token."""
         self._library.log.taken()
+        asked = np.ones(len(tokens), np.int8)
         batch = Batch(len(tokens), tokens.ctypes.data, outputs=asked.ctypes.data)
         status = self._call.llama_decode(self._pointer, batch)
         if status:

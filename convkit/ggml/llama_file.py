@@ -91,11 +91,6 @@ class LlamaFile:
         return int(self.metadata("ARCH.context_length") or 0)
 
     @cached_property
-    def layer_count(self) -> int:
-        """Blocks it consists of."""
-        return int(self.metadata("ARCH.block_count") or 0)
-
-    @cached_property
     def pooling(self) -> int:
         """How one embedding is made of many: `LLAMA_POOLING_TYPE_*`; 0 where nothing says."""
         return max(POOLING_NONE, int(self.metadata("ARCH.pooling_type") or POOLING_NONE))
@@ -106,29 +101,9 @@ class LlamaFile:
         return self.metadata("ARCH.attention.causal") != "false"
 
     @property
-    def is_embedding(self) -> bool:
-        """Whether it was made for embeddings: it pools, or every token sees every other."""
-        return self.pooling != POOLING_NONE or not self.has_decoder
-
-    @property
-    def bos(self) -> int | None:
-        """The token that begins a text."""
-        return _known(self._call.llama_vocab_bos(self._vocabulary))
-
-    @property
-    def eos(self) -> int | None:
-        """The token that ends a text."""
-        return _known(self._call.llama_vocab_eos(self._vocabulary))
-
-    @property
     def add_bos(self) -> bool:
-        """Whether texts begin with `bos`."""
+        """Whether texts begin with a token of their own."""
         return bool(self._call.llama_vocab_get_add_bos(self._vocabulary))
-
-    @property
-    def add_eos(self) -> bool:
-        """Whether texts end with `eos`."""
-        return bool(self._call.llama_vocab_get_add_eos(self._vocabulary))
 
     @cached_property
     def end_of_generation(self) -> frozenset[int]:
@@ -168,28 +143,6 @@ class LlamaFile:
 
         tokens: list[int] = _filled(fill, len(content) + 16, np.int32).tolist()
         return tokens
-
-    def piece(self, token: int, *, special: bool) -> bytes:
-        """The bytes a token stands for, often part of a character.
-
-        Args:
-            token: its id.
-            special: spells out control tokens, which otherwise stand for nothing.
-
-        Raises:
-            SamplesError: there is no such token.
-            ModelError: the file has no tokenizer.
-        """
-        tokenizer, known = self._tokenizer, int(self._ids([token])[0])
-
-        def fill(buffer: Array) -> int:
-            address, room = buffer.ctypes.data, len(buffer)
-            length: int = self._call.llama_token_to_piece(
-                tokenizer, known, address, room, 0, special
-            )
-            return length
-
-        return _filled(fill, 64, np.uint8).tobytes()
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.
@@ -254,7 +207,3 @@ def _filled(fill: Callable[[Array], int], guess: int, dtype: type[Any]) -> Array
         buffer = np.empty(-length, dtype)
         length = fill(buffer)
     return buffer[: max(length, 0)]
-
-
-def _known(token: int) -> int | None:
-    return None if token < 0 else token

@@ -62,42 +62,6 @@ def test_rows_dequantize_as_in_the_package_gguf(name: str) -> None:
     assert np.array_equal(unpacked(stored, TYPES[name]).values(), expected)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_integers_with_zeros_give_the_values_to_float32s_precision(name: str) -> None:
-    kind = TYPES[name]
-    wide = 512
-    ordinary = ("gaussian", "heavy-tailed", "all positive", "all negative", "constant", "zeros",
-                "far above zero", "far below zero", "one outlier")  # fmt: skip
-    for case, values in rows(wide, 3, 8):
-        if case not in ordinary:
-            continue
-        parts = unpacked(quantize(float32(values, wide), kind), kind)
-        levels, scales, zeros = parts.with_zeros()
-        assert levels.dtype == np.uint8
-        assert scales.dtype == zeros.dtype == np.float32
-        groups = levels.reshape(*scales.shape, -1).astype(np.float32)
-        ours = ((groups - zeros[..., None]) * scales[..., None]).reshape(levels.shape)
-        theirs = parts.values()
-        if parts.offsets is None:
-            assert np.array_equal(ours, theirs), case
-            continue
-        offsets = np.repeat(np.abs(parts.offsets), parts.group_length, axis=1)
-        bound = np.maximum(np.abs(theirs), offsets) * 2.0**-22
-        assert (np.abs(ours - theirs) <= bound).all(), case
-
-
-def test_a_flat_group_keeps_its_value_exactly_as_integers_with_zeros() -> None:
-    given = np.full((1, 256), -0.75, np.float32)
-    given[:, 128:] = np.linspace(-1, 1, 128)
-    parts = unpacked(quantize(given, TYPES["Q4_K"]), TYPES["Q4_K"])
-    assert (parts.scales == 0).any()
-    levels, scales, zeros = parts.with_zeros()
-    groups = levels.reshape(*scales.shape, -1).astype(np.float32)
-    ours = (groups - zeros[..., None]) * scales[..., None]
-    flat = parts.scales == 0
-    assert np.array_equal(ours[flat], parts.values().reshape(ours.shape)[flat])
-
-
 def test_what_is_no_whole_number_of_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="no whole number of blocks of 144"):
         dequantize(np.zeros((2, 100), np.uint8), TYPES["Q4_K"])

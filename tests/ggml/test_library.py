@@ -23,12 +23,6 @@ def _anew() -> Iterator[None]:
     library._search.cache_clear()
 
 
-def test_row_sizes_are_those_that_types_say() -> None:
-    loaded = library.library()
-    for kind in TYPES.values():
-        assert loaded.row_size(kind, 1024) == kind.row_bytes(1024)
-
-
 def test_the_version_is_ggmls() -> None:
     from packaging.version import Version
 

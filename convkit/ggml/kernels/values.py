@@ -19,9 +19,7 @@ from llvmlite import ir
 
 LANES = 16
 
-FLOAT, INT, BIT, BYTE, INDEX = (
-    ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.IntType(8), ir.IntType(64)
-)  # fmt: skip
+FLOAT, INT, BYTE, INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(64)
 
 _ROUNDING = 12582912.0  # 1.5 * 2^23: a float32 this large has no fraction, so adding it rounds
 _BELOW_HALF = 0x3EFFFFFF  # bits of the float32 before 0.5, which 0.5 - ulp / 2 rounds to
@@ -95,11 +93,6 @@ class Mask(Value):
 
     def __or__(self, other: Mask) -> Mask:
         return Mask(self.builder, self.builder.or_(self.raw, other.raw))
-
-    def any(self) -> Any:
-        """Whether one is true: LLVM's value, for `Body.when`."""
-        packed = self.builder.bitcast(self.raw, ir.IntType(LANES))
-        return self.builder.icmp_unsigned("!=", packed, ir.Constant(packed.type, 0))
 
 
 @dataclass(frozen=True, eq=False)
