@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from convkit.processors import usable_processors
 from convkit.resources import available_memory_bytes
 
 _TOOL_TIMEOUT_S = 10
@@ -61,7 +61,7 @@ def processor(proc: Path = _PROC) -> Processor:
         model = fields.get("model name") or fields.get("CPU implementer", "")
         flags = set((fields.get("flags") or fields.get("Features") or "").split())
     known = tuple(name for name in _INSTRUCTION_SETS if name in flags)
-    return Processor(model or platform.machine() or "unknown", _core_count(), known)
+    return Processor(model or platform.machine() or "unknown", usable_processors(), known)
 
 
 def _cpuinfo_fields(text: str) -> dict[str, str]:
@@ -71,12 +71,6 @@ def _cpuinfo_fields(text: str) -> dict[str, str]:
         if colon:
             fields.setdefault(key.strip(), value.strip())
     return fields
-
-
-def _core_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _macos_flags() -> set[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from convkit.errors import ModelError
 from convkit.onnx_external import check_external
+from convkit.processors import thread_count
 from convkit.protobuf import (
     BYTES,
     VARINT,
@@ -196,7 +197,7 @@ def plain_session(proto: onnx.ModelProto, folder: Path) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
-    options.intra_op_num_threads = _thread_count()
+    options.intra_op_num_threads = thread_count()
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
     return onnxruntime.InferenceSession(
@@ -228,11 +229,3 @@ def _payload(tensor: Any, folder: Path) -> bytes:
         stream.seek(tensor.offset or 0)
         payload: bytes = stream.read(int(tensor.length))
         return payload
-
-
-def _thread_count() -> int:
-    """As many as this process may use; OMP_NUM_THREADS caps them."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(count, int(wanted))) if wanted.isdigit() else count

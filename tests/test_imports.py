@@ -40,6 +40,7 @@ FOUNDATION = frozenset(
         "onnx_metadata",
         "onnx_structure",
         "onnx_typing",
+        "processors",
         "safetensors_file",
         "naming",
         "runner",
@@ -72,6 +73,7 @@ NARROW = {
     "runner": frozenset(("artifact",)),
     "step": frozenset(("artifact", "errors", "runner")),
     "streaming": frozenset(("artifact", "step")),
+    "processors": frozenset(),
     "protobuf": frozenset(("errors",)),
     "safetensors_file": frozenset(("errors", "checkpoint.ranges")),
     "factory": frozenset(("errors",)),
@@ -94,7 +96,7 @@ NARROW = {
         ("artifact", "errors", "runner", "vocabulary.folder_settings")
     ),
     "onnx_metadata": frozenset(("protobuf",)),
-    "onnx_structure": frozenset(("errors", "onnx_external", "protobuf")),
+    "onnx_structure": frozenset(("errors", "onnx_external", "processors", "protobuf")),
     "onnx_typing": frozenset(("errors", "protobuf", "onnx_structure")),
 }
 

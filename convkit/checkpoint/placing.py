@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convkit.checkpoint.rows import Array
+from convkit.processors import usable_processors
 
 CHUNK_ELEMENTS = 1 << 19
 """Rows are taken by about as many elements: 2 MiB of float32 stay in a core's cache."""
@@ -116,10 +117,3 @@ def _write(piece: Piece) -> int:
     content = piece.made()
     piece.file.write(content.reshape(-1).data, piece.at)
     return int(content.nbytes)
-
-
-def usable_processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -24,6 +24,7 @@ from convkit.formats.onnx_load_error import load_error, plain, run_line
 from convkit.formats.onnx_resolution import resolution_of
 from convkit.formats.onnx_types import ANY_RANK, ELEMENT_NAMES
 from convkit.onnx_external import check_external
+from convkit.processors import thread_count
 from convkit.protobuf import encode_bytes
 from convkit.step import Feeds, Outputs, Runner, Sizes
 
@@ -136,7 +137,7 @@ def open_session(path: Path, header: Header, model: bytes | None = None) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL
     # A given number also keeps the runtime from pinning threads, which containers forbid.
-    options.intra_op_num_threads = usable_cpu_count()
+    options.intra_op_num_threads = thread_count()
     if model is not None:
         options.add_session_config_entry(_FOLDER_KEY, str(path.parent.resolve()))
     source = str(path) if model is None else model
@@ -147,16 +148,6 @@ def open_session(path: Path, header: Header, model: bytes | None = None) -> Any:
         )
     except Exception as cause:  # the runtime's exceptions share no base class of their own
         raise load_error(path, header, str(cause), runtime.__version__) from cause
-
-
-def usable_cpu_count() -> int:
-    """Processors this process may use, at most OMP_NUM_THREADS where that is set."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(count, int(wanted))) if wanted.isdigit() else count
 
 
 def import_runtime() -> Any:

@@ -7,7 +7,6 @@ what it multiplies with quantized weights as well.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from convkit.errors import SamplesError, StepError, UnsupportedError
 from convkit.ggml.llama_abi import POOLING_NONE, POOLING_RANK, UNSPECIFIED, Array
 from convkit.ggml.llama_context import CAPACITY_STEP, Context
 from convkit.ggml.llama_file import LlamaFile
+from convkit.processors import usable_processors
 
 _LONGEST_BATCH = 512
 _BATCH_LOGITS = 1 << 24
@@ -138,9 +138,7 @@ class LlamaModel(LlamaFile):
     def _suitable_thread_count(self) -> int:
         if self._call.llama_model_n_params(self._model) < _SMALL_MODEL_PARAMETERS:
             return 1
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return usable_processors()
 
     def _require_room(self, count: int) -> None:
         """Refuses more positions than the model has, over which llama.cpp may end the process."""

@@ -12,7 +12,8 @@ import pytest
 
 from convkit.artifact import Artifact, Precision
 from convkit.errors import ConvkitError, ModelError, SamplesError, UnsafeError, UnsupportedError
-from convkit.formats.onnx_session import SessionRunner, usable_cpu_count
+from convkit.formats.onnx_session import SessionRunner
+from convkit.processors import thread_count
 from tests.onnx_files import (
     FLOAT,
     INT64,
@@ -104,7 +105,7 @@ def test_importing_the_runtime_prints_nothing() -> None:
 
 def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert usable_cpu_count() == 1
+    assert thread_count() == 1
 
 
 # Examples
