@@ -7,16 +7,15 @@ libggml dequantizes where it is installed; numpy does the same, bit for bit, for
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convkit.checkpoint.rows import Array, widened
 from convkit.ggml import library
 from convkit.ggml.types import GgmlType
 from convkit.ggml.unpacking import BLOCKS
 
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+_FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,8 @@ def dequantize(stored: Array, kind: GgmlType) -> Array:
         MissingRequirementError: the type needs libggml, and that is not there.
     """
     stored = _checked(stored, kind)
-    if kind.name == "F32":
-        return stored.view(np.float32)
-    if kind.name == "F16":
-        return stored.view(np.float16).astype(np.float32)
-    if kind.name == "BF16":
-        return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if kind.name in _FLOATS:
+        return widened(stored, kind.name)
     if library.find() is None and kind.name in BLOCKS:
         return unpacked(stored, kind).values()
     return library.library().to_float(stored, kind)

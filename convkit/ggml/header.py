@@ -13,7 +13,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,11 @@ class Header:
         value = self.metadata.get(key.replace("ARCH", self.architecture))
         return default if value is None else value.plain()
 
+    def whole(self, key: str, default: int = 0) -> int:
+        """A whole number; `default` where the value is another, or missing."""
+        value = self.get(key, default)
+        return value if isinstance(value, int) else default
+
     @property
     def architecture(self) -> str:
         """`llama`, `gemma2` ...; "" where the file does not say."""
@@ -107,8 +112,8 @@ def read_header(path: Path) -> Header:
         UnsupportedError: a version or tensor type that is not known.
     """
     first = _read_file(path)
-    count = _whole(first, "split.count")
-    number = _whole(first, "split.no")
+    count = first.whole("split.count")
+    number = first.whole("split.no")
     if count < 2:
         return first
     found = _PART.search(path.name)
@@ -128,18 +133,13 @@ def read_header(path: Path) -> Header:
             hint="Copy all parts into one folder.",
         )
     tensors = [*first.tensors, *(t for part in parts[1:] for t in _read_file(part).tensors)]
-    announced = _whole(first, "split.tensors.count", len(tensors))
+    announced = first.whole("split.tensors.count", len(tensors))
     if announced != len(tensors):
         raise ModelError(f"{path}: its parts hold {len(tensors)} tensors, not {announced}.")
     _check_names(path, tensors)
     return Header(
         path, first.version, first.alignment, first.metadata, tuple(tensors), tuple(parts)
     )
-
-
-def _whole(header: Header, key: str, default: int = 0) -> int:
-    value = header.get(key, default)
-    return value if isinstance(value, int) else default
 
 
 def _read_file(path: Path) -> Header:
@@ -304,7 +304,7 @@ class _Parser:
         )
 
 
-def _check_names(path: Path, tensors: list[TensorHeader] | tuple[TensorHeader, ...]) -> None:
+def _check_names(path: Path, tensors: Iterable[TensorHeader]) -> None:
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:

@@ -19,7 +19,7 @@ import numpy as np
 
 from convkit.checkpoint.rows import Held
 from convkit.errors import ModelError
-from convkit.ggml.header import Header, TensorHeader, read_header
+from convkit.ggml.header import TensorHeader, read_header
 from convkit.ggml.importance import Floats, Importance, SquaredInputs
 from convkit.ggml.magic import is_gguf
 from convkit.ggml.model import GgufModel, Output, write
@@ -101,14 +101,9 @@ def _read_gguf(path: Path) -> Importance:
     return Importance(
         {name: _entry(path, name, tensors) for name in names},
         tuple(map(str, header.get("imatrix.datasets", ()))),
-        _whole(header, "imatrix.chunk_count", 0),
-        _whole(header, "imatrix.chunk_size", 1),
+        header.whole("imatrix.chunk_count"),
+        header.whole("imatrix.chunk_size", 1),
     )
-
-
-def _whole(header: Header, key: str, default: int) -> int:
-    value = header.get(key, default)
-    return value if isinstance(value, int) else default
 
 
 def _entry(path: Path, name: str, tensors: dict[str, TensorHeader]) -> SquaredInputs:

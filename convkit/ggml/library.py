@@ -17,25 +17,20 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from convkit.checkpoint.rows import Array
 from convkit.errors import MissingRequirementError
 from convkit.ggml.kernels.known import has_known_answer
-from convkit.ggml.types import TYPES, GgmlType
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+from convkit.ggml.types import NO_WEIGHTS, TYPES, GgmlType
 
 _PLACES = {
     "libggml": ("lib*/libggml-base.so", "lib/libggml-base.dylib", "bin/ggml-base.dll"),
     "xllamacpp": ("xllamacpp*.so", "xllamacpp*.pyd"),
 }
 """Package -> where the library may lie in it."""
-
-_NO_TARGETS = frozenset(("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"))
-"""Types that `ggml_quantize_chunk` does not know: it would end the process."""
 
 _TESTED = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_NL")
 
@@ -100,8 +95,8 @@ class Library:
         self.version = str(loaded.ggml_version().decode())
 
     def can_quantize_to(self, kind: GgmlType) -> bool:
-        """Whether `quantize_chunk` knows a type."""
-        return kind.name not in _NO_TARGETS
+        """Whether ggml knows how to quantize to a type; over others it would end the process."""
+        return kind.name not in NO_WEIGHTS
 
     def requires_importance(self, kind: GgmlType) -> bool:
         """Whether a type is quantized with an importance only."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from convkit.checkpoint.rows import Array
 from convkit.errors import SamplesError, StepError, UnsupportedError
-from convkit.ggml.llama_abi import POOLING_NONE, POOLING_RANK, UNSPECIFIED, Array
+from convkit.ggml.llama_abi import POOLING_NONE, POOLING_RANK, UNSPECIFIED
 from convkit.ggml.llama_context import CAPACITY_STEP, Context
 from convkit.ggml.llama_file import LlamaFile
 from convkit.processors import usable_processors

@@ -38,9 +38,8 @@ from typing import Any
 import numpy as np
 from packaging.version import Version
 
+from convkit.checkpoint.rows import Array
 from convkit.errors import MissingRequirementError
-
-Array = np.ndarray[Any, Any]
 
 UNSPECIFIED = -1
 """`LLAMA_POOLING_TYPE_UNSPECIFIED`: as the file says. Other members of that enum follow."""

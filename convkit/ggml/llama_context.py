@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from convkit.checkpoint.rows import Array
 from convkit.errors import StepError
-from convkit.ggml.llama_abi import UNSPECIFIED, Array, Batch, Library, Parameters
+from convkit.ggml.llama_abi import UNSPECIFIED, Batch, Library, Parameters
 
 CAPACITY_STEP = 256
 """llama.cpp rounds the length of a context up to a multiple of it."""

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from convkit.checkpoint.rows import Array
 from convkit.errors import ModelError, SamplesError, StepError
-from convkit.ggml.llama_abi import POOLING_NONE, Array, library
+from convkit.ggml.llama_abi import POOLING_NONE, library
 from convkit.ggml.llama_context import Memory
 from convkit.ggml.llama_refusals import alphabet, readable_header, refuse_file, refuse_text
 

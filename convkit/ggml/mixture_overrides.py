@@ -12,12 +12,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from convkit.errors import UnknownNameError, UsageError
-from convkit.ggml.types import TYPES, GgmlType
+from convkit.ggml.types import NO_WEIGHTS, TYPES, GgmlType
 
-_NOT_WRITTEN = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
-"""Types of activations and of tables: ggml does not quantize to them."""
-
-WEIGHT_TYPES = {name.lower(): kind for name, kind in TYPES.items() if name not in _NOT_WRITTEN}
+WEIGHT_TYPES = {name.lower(): kind for name, kind in TYPES.items() if name not in NO_WEIGHTS}
 """Lower-case name -> type, of the types that weights can have."""
 
 

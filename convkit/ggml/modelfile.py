@@ -21,7 +21,6 @@ SUFFIX = ".Modelfile"
 
 _S, _U, _A, _V = "@system@", "@question@", "@answer@", "@second question@"
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[/?[A-Z]+\]")
-_IDS = ("eos_token_id", "eot_token_id")
 
 Message = Mapping[str, str]
 
@@ -92,7 +91,7 @@ def derived(render: Callable[[Sequence[Message]], str]) -> Template | None:
     with_system = _rendered_with_system(render, [system, first])
     if with_system:
         talks += [[system, *talk] for talk in talks]
-    for before_user in (start, *_ends_atspecial_tokens(between)):
+    for before_user in (start, *_ends_at_special_tokens(between)):
         after_answer = between.removesuffix(before_user)
         template = Template("", "", before_user, before_answer, after_answer, "")
         if with_system:
@@ -124,7 +123,7 @@ def _with_system(template: Template, start: str, with_system: str) -> Template:
     return replace(template, before_system=before, after_system=after, system=default)
 
 
-def _ends_atspecial_tokens(text: str) -> list[str]:
+def _ends_at_special_tokens(text: str) -> list[str]:
     """What a question may begin with, behind an answer's end: most likely first.
 
     The first special token ends the answer, if there is another.
@@ -188,26 +187,24 @@ def _begins_with_bos(metadata: Mapping[str, Value]) -> bool:
 
 def special_tokens(metadata: Mapping[str, Value]) -> dict[str, str]:
     """Role -> text of the tokens that chat templates name (`bos_token`)."""
+    found = {f"{role}_token": _token(metadata, role) for role in ("bos", "eos")}
+    return {role: text for role, text in found.items() if text is not None}
+
+
+def _token(metadata: Mapping[str, Value], role: str) -> str | None:
+    """The text of the token with a role; None where none has it."""
     tokens = metadata.get("tokenizer.ggml.tokens")
-    found = {}
-    for role in ("bos", "eos"):
-        number = metadata.get(f"tokenizer.ggml.{role}_token_id")
-        if tokens is not None and number is not None and number.content < len(tokens.content):
-            found[f"{role}_token"] = str(tokens.content[int(number.content)])
-    return found
+    number = metadata.get(f"tokenizer.ggml.{role}_token_id")
+    if tokens is None or number is None or number.content >= len(tokens.content):
+        return None
+    return str(tokens.content[int(number.content)])
 
 
 def _stops(metadata: Mapping[str, Value], template: Template | None) -> list[str]:
     """Texts at which an answer ends."""
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    numbers = (metadata.get(f"tokenizer.ggml.{key}") for key in _IDS)
-    found = [
-        str(tokens.content[int(number.content)])
-        for number in numbers
-        if tokens is not None and number is not None and number.content < len(tokens.content)
-    ]
+    found = [_token(metadata, role) for role in ("eos", "eot")]
     ends = _SPECIAL.findall(template.after_answer)[:1] if template else []
-    return list(dict.fromkeys([*found, *ends]))
+    return list(dict.fromkeys(text for text in [*found, *ends] if text is not None))
 
 
 def write_modelfile(path: Path, metadata: Mapping[str, Value]) -> None:

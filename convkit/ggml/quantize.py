@@ -6,16 +6,11 @@ need neither.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
+from convkit.checkpoint.rows import Array
 from convkit.ggml import kernels, library
 from convkit.ggml.types import GgmlType
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
-
 
 _HALVES = ("F16", "BF16")
 

@@ -64,6 +64,9 @@ _TABLE = (
 TYPES: Mapping[str, GgmlType] = {row[0]: GgmlType(*row) for row in _TABLE}
 """Name -> type."""
 
+NO_WEIGHTS = frozenset(("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"))
+"""Types of activations and of tables: nothing is quantized to them."""
+
 BY_NUMBER: Mapping[int, GgmlType] = {kind.number: kind for kind in TYPES.values()}
 """Number in a file -> type."""
 

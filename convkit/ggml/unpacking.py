@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+from convkit.checkpoint.rows import Array
 
-    Parts = tuple[Array, Array, Array | None]
+Parts = tuple[Array, Array, Array | None]
 
-_NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What the 16 levels of IQ4_NL and IQ4_XS stand for."""
+
 _TINY_FLOATS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # doubled
 _MIDDLE = 128  # what stands for 0 where levels are numbers of either sign
 
 
-def _halves(blocks: Array, at: int, count: int = 1) -> Array:
-    """Half-precision numbers as float32 (blocks, count)."""
-    stored = np.ascontiguousarray(blocks[:, at : at + 2 * count])
+def _halves(blocks: Array, at: int) -> Array:
+    """The half-precision number at a place of each block, as float32 (blocks, 1)."""
+    stored = np.ascontiguousarray(blocks[:, at : at + 2])
     return stored.view(np.float16).astype(np.float32)
 
 
@@ -125,7 +125,7 @@ def _valued(packed: Array, values: tuple[int, ...]) -> Array:
 
 
 def _iq4_nl(blocks: Array) -> Parts:
-    return _valued(blocks[:, 2:], _NONLINEAR), _halves(blocks, 0), None
+    return _valued(blocks[:, 2:], NONLINEAR), _halves(blocks, 0), None
 
 
 def _iq4_xs(blocks: Array) -> Parts:
@@ -133,7 +133,7 @@ def _iq4_xs(blocks: Array) -> Parts:
     upper = _pieces(high[:, :, np.newaxis], 2).reshape(-1, 8)
     lower = _nibbles(blocks[:, 4:8]).transpose(0, 2, 1).reshape(-1, 8)
     scales = (lower | (upper << 4)).astype(np.int8) - np.int8(32)
-    levels = _valued(blocks[:, 8:].reshape(-1, 8, 16), _NONLINEAR)
+    levels = _valued(blocks[:, 8:].reshape(-1, 8, 16), NONLINEAR)
     return levels, scales * _halves(blocks, 0), None
 
 

@@ -31,6 +31,12 @@ _COUNT = struct.Struct("<Q")
 _KIND = struct.Struct("<I")
 
 
+def encoded_string(text: str) -> bytes:
+    """A string as a file holds it, behind its length."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return _COUNT.pack(len(raw)) + raw
+
+
 class Strings(Sequence[str]):
     """An array of strings as it lies in a file; decoded when it is looked at.
 
@@ -46,8 +52,7 @@ class Strings(Sequence[str]):
     @classmethod
     def of(cls, texts: Sequence[str]) -> Strings:
         """Strings to be written."""
-        encoded = (text.encode("utf-8", "surrogateescape") for text in texts)
-        return cls(b"".join(_COUNT.pack(len(raw)) + raw for raw in encoded), len(texts))
+        return cls(b"".join(map(encoded_string, texts)), len(texts))
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -111,8 +116,7 @@ class Value:
 
     def _payload(self) -> bytes:
         if self.kind == STRING:
-            raw = self.content.encode("utf-8", "surrogateescape")
-            return _COUNT.pack(len(raw)) + bytes(raw)
+            return encoded_string(self.content)
         if self.kind != ARRAY:
             return np.asarray(self.content, SCALARS[self.kind]).tobytes()
         head = _KIND.pack(self.element) + _COUNT.pack(len(self.content))

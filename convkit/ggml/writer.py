@@ -5,6 +5,7 @@ Source: ggml, `docs/gguf.md`.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from convkit.ggml.header import DEFAULT_ALIGNMENT
 from convkit.ggml.magic import MAGIC
 from convkit.ggml.types import GgmlType
-from convkit.ggml.values import Value
+from convkit.ggml.values import Value, encoded_string
 
 _VERSION = 3
 
@@ -39,10 +40,7 @@ class Place:
     @property
     def byte_count(self) -> int:
         """Bytes it fills."""
-        rows = 1
-        for size in self.shape[:-1]:
-            rows *= size
-        return rows * self.row_bytes
+        return math.prod(self.shape[:-1]) * self.row_bytes
 
 
 class Layout:
@@ -55,7 +53,6 @@ class Layout:
     """
 
     def __init__(self, metadata: Mapping[str, Value], places: Sequence[Place]) -> None:
-        self.places = {place.name: place for place in places}
         value = metadata.get("general.alignment")
         alignment = int(value.content) if value else DEFAULT_ALIGNMENT
         infos = []
@@ -65,7 +62,7 @@ class Layout:
             relative[place.name] = offset
             infos.append(_info(place, offset))
             offset = _aligned(offset + place.byte_count, alignment)
-        values = [_string(key) + value.encoded() for key, value in metadata.items()]
+        values = [encoded_string(key) + value.encoded() for key, value in metadata.items()]
         counts = struct.pack("<IQQ", _VERSION, len(places), len(values))
         head = b"".join((MAGIC, counts, *values, *infos))
         self.head = head.ljust(_aligned(len(head), alignment), b"\0")
@@ -76,12 +73,7 @@ class Layout:
 def _info(place: Place, offset: int) -> bytes:
     sizes = tuple(reversed(place.shape))
     tail = struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, place.kind.number, offset)
-    return _string(place.name) + tail
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
-    return struct.pack("<Q", len(raw)) + raw
+    return encoded_string(place.name) + tail
 
 
 def _aligned(at: int, alignment: int) -> int:

@@ -14,17 +14,16 @@ import importlib
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convkit.checkpoint.rows import Array
 from convkit.ggml.kernels.known import has_known_answer
 
 if TYPE_CHECKING:
     from convkit.ggml.kernels.machine import Kernel
     from convkit.ggml.types import GgmlType
-
-    Array = np.ndarray[Any, Any]
 
 _MODULES = {
     "Q4_0": "short_blocks", "Q4_1": "short_blocks", "Q5_0": "short_blocks", "Q5_1": "short_blocks",

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
+from convkit.checkpoint.rows import Array
 
-Quantize = Callable[["Array", "Array | None"], "Array"]
+Quantize = Callable[[Array, Array | None], Array]
 """(rows, importance of a row's elements) -> stored rows."""
 
 

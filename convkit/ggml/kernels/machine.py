@@ -11,16 +11,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
 
+from convkit.checkpoint.rows import Array
 from convkit.ggml.kernels.body import Body, Bytes, Elements
 from convkit.ggml.kernels.values import BYTE, FLOAT, INDEX, Number
-
-if TYPE_CHECKING:
-    Array = np.ndarray[Any, Any]
 
 _ALIGNMENT = 64  # a vector, and a line of the cache
 _compiling = threading.Lock()

@@ -25,9 +25,7 @@ from convkit.ggml.kernels.half import to_half
 from convkit.ggml.kernels.machine import Arguments
 from convkit.ggml.kernels.searches import ZERO_BELOW, largest_element
 from convkit.ggml.kernels.values import LANES, Floats, Ints, where
-
-VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""Level -> value."""
+from convkit.ggml.unpacking import NONLINEAR as VALUES
 
 _BOUNDS = tuple((low + high) / 2 for low, high in pairwise(VALUES))
 _SUB_LENGTH = 32
