@@ -163,7 +163,7 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The configuration; empty where there is none, or what lies there is another program's."""
-    from convkit.vocabulary.folder_settings import read_object
+    from convkit.vocabulary.text_files import read_object
 
     try:
         return read_object(folder / "config.json")

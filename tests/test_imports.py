@@ -92,9 +92,7 @@ NARROW = {
     "metrics": frozenset(("errors",)),
     "onnx_external": frozenset(("errors",)),
     "onnx_folder": frozenset(("artifact",)),
-    "onnx_language_graph": frozenset(
-        ("artifact", "errors", "runner", "vocabulary.folder_settings")
-    ),
+    "onnx_language_graph": frozenset(("artifact", "errors", "runner", "vocabulary.text_files")),
     "onnx_metadata": frozenset(("protobuf",)),
     "onnx_structure": frozenset(("errors", "onnx_external", "processors", "protobuf")),
     "onnx_typing": frozenset(("errors", "protobuf", "onnx_structure")),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from convkit.errors import ModelError
-from convkit.vocabulary.folder import TokenizerFolder
+from convkit.vocabulary.text_files import read_object, read_text
 from convkit.vocabulary.tokens import plain_name
 
 FILE = "chat_template.jinja"
@@ -21,30 +23,45 @@ _LONGEST_INLINE = 1000
 in a file of their own."""
 
 
-def templates_of(folder: TokenizerFolder) -> dict[str, str]:
-    """Name -> template; files of their own count more than the configuration, as in transformers.
+def templates_of(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> template, `default` is the one that is meant where none is named.
+
+    Args:
+        folder: of the model.
+        tokenizer: its `tokenizer_config.json`; files of their own count more, as in transformers.
 
     Raises:
         ModelError: a template is no text.
     """
-    more = sorted((folder.path / _MORE).glob("*.jinja"))
-    files = {path.stem: f"{_MORE}/{path.name}" for path in more}
-    if folder.has(FILE):
-        files["default"] = FILE
+    named = _stated(folder, tokenizer)
+    if not all(isinstance(text, str) for pair in named.items() for text in pair):
+        raise ModelError(f"chat_template in {folder} is neither a text nor named texts.")
+    return named
+
+
+def default_template(folder: Path, tokenizer: Mapping[str, Any]) -> str:
+    """The template that is meant where none is named; "" where there is none."""
+    text = _stated(folder, tokenizer).get("default")
+    return text if isinstance(text, str) else ""
+
+
+def _stated(folder: Path, tokenizer: Mapping[str, Any]) -> dict[Any, Any]:
+    more = sorted((folder / _MORE).glob("*.jinja"))
+    files = {path.stem: path for path in more}
+    if (folder / FILE).is_file():
+        files["default"] = folder / FILE
     if files:
-        texts = {name: folder.text(file) for name, file in files.items()}
+        texts = {name: read_text(file) for name, file in files.items()}
         return {name: "\n".join(_LINE_END.split(text)) for name, text in texts.items()}
-    said = folder.config.get("chat_template")
+    said = tokenizer.get("chat_template")
     if said is None:
-        said = folder.json("chat_template.json").get("chat_template")
+        said = read_object(folder / "chat_template.json").get("chat_template")
     if said is None:
         return {}
-    named = {"default": said} if isinstance(said, str) else said
-    if isinstance(named, list):
-        named = {entry.get("name"): entry.get("template") for entry in named}
-    if not all(isinstance(text, str) for pair in named.items() for text in pair):
-        raise ModelError(f"chat_template in {folder.path} is neither a text nor named texts.")
-    return dict(named)
+    if isinstance(said, list):
+        named = (entry for entry in said if isinstance(entry, Mapping))
+        return {entry.get("name"): entry.get("template") for entry in named}
+    return dict(said) if isinstance(said, Mapping) else {"default": said}
 
 
 def written(templates: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from convkit.errors import MissingRequirementError, ModelError
 from convkit.vocabulary.assembly import dumped
 from convkit.vocabulary.folder import TokenizerFolder
-from convkit.vocabulary.folder_settings import FolderSettings, read_object, read_settings
+from convkit.vocabulary.folder_settings import FolderSettings, read_settings
+from convkit.vocabulary.text_files import read_object
 
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 _PLAIN_CLASSES = frozenset(

@@ -9,12 +9,8 @@ from typing import Any
 
 from convkit.errors import ModelError
 from convkit.vocabulary.assembly import assembled
-from convkit.vocabulary.folder_settings import (
-    AddedToken,
-    FolderSettings,
-    read_object,
-    read_settings,
-)
+from convkit.vocabulary.folder_settings import AddedToken, FolderSettings, read_settings
+from convkit.vocabulary.text_files import read_object, read_text
 
 LOOKED_FOR = ("tokenizer.json", "tokenizer.model", "vocab.json and merges.txt", "vocab.txt")
 
@@ -67,15 +63,8 @@ class TokenizerFolder:
     @cached_property
     def own_tokens(self) -> Mapping[int, AddedToken]:
         """The added tokens of `tokenizer.json`."""
-        options = ("lstrip", "rstrip", "single_word", "normalized")
-        return {
-            entry["id"]: AddedToken(
-                entry["content"],
-                bool(entry.get("special")),
-                {name: bool(entry.get(name)) for name in options},
-            )
-            for entry in self.tokenizer.get("added_tokens", ())
-        }
+        entries = self.tokenizer.get("added_tokens", ())
+        return {entry["id"]: AddedToken.of(entry) for entry in entries}
 
     @cached_property
     def added_tokens(self) -> Mapping[int, AddedToken]:
@@ -100,11 +89,7 @@ class TokenizerFolder:
         Raises:
             ModelError: the file is no text.
         """
-        path = self.path / name
-        try:
-            return path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise ModelError(f"{path} is damaged: it is no text.", why=str(error)) from error
+        return read_text(self.path / name)
 
     def has(self, *names: str) -> bool:
         """Whether all these files are there."""

@@ -5,13 +5,15 @@ Read with the standard library alone, so that a folder can be described where no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convkit.errors import ModelError
+from convkit.vocabulary.chat_templates import default_template
+from convkit.vocabulary.text_files import read_object
+
+_TOKEN_OPTIONS = ("lstrip", "rstrip", "single_word", "normalized")
 
 _LENGTHS = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length",
@@ -42,6 +44,12 @@ class AddedToken:
     text: str
     is_special: bool
     options: Mapping[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> AddedToken:
+        """The token that an object in a JSON file tells, as far as it tells its options."""
+        options = {name: bool(entry[name]) for name in _TOKEN_OPTIONS if name in entry}
+        return cls(_text(entry), bool(entry.get("special")), options)
 
 
 @dataclass(frozen=True)
@@ -92,30 +100,13 @@ def read_settings(folder: Path) -> FolderSettings:
     return FolderSettings(
         special_tokens=dict(_special_tokens({**mapped, **tokenizer})),
         added_tokens=dict(_added_tokens(folder, tokenizer)),
-        chat_template=_chat_template(folder, tokenizer),
+        chat_template=default_template(folder, tokenizer),
         tokenizer_class=str(tokenizer.get("tokenizer_class") or ""),
         adds_beginning=_truth(tokenizer.get("add_bos_token")),
         adds_ending=_truth(tokenizer.get("add_eos_token")),
         end_ids=frozenset((*_end_ids(config), *_end_ids(generation))),
         context_length=context_length(config),
     )
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file.
-
-    Raises:
-        ModelError: it is damaged.
-    """
-    try:
-        if not file.is_file():
-            return {}
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as cause:
-        raise ModelError(f"{file} is not valid JSON.", why=str(cause)[:200]) from cause
-    if not isinstance(found, dict):
-        raise ModelError(f"{file} holds a {type(found).__name__}, not a JSON object.")
-    return found
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
@@ -153,22 +144,7 @@ def _added_tokens(folder: Path, tokenizer: Mapping[str, Any]) -> Iterator[tuple[
     stated = tokenizer.get("added_tokens_decoder")
     for number, token in stated.items() if isinstance(stated, Mapping) else ():
         if _text(token) and isinstance(token, Mapping) and str(number).isdigit():
-            names = ("lstrip", "rstrip", "single_word", "normalized")
-            options = {name: bool(token[name]) for name in names if name in token}
-            yield int(number), AddedToken(_text(token), bool(token.get("special")), options)
-
-
-def _chat_template(folder: Path, tokenizer: Mapping[str, Any]) -> str:
-    """A file of its own goes before what the configuration holds, as in transformers."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    stated = read_object(folder / "chat_template.json").get("chat_template")
-    stated = stated or tokenizer.get("chat_template")
-    if isinstance(stated, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in stated if isinstance(t, Mapping)}
-        stated = named.get("default")
-    return stated if isinstance(stated, str) else ""
+            yield int(number), AddedToken.of(token)
 
 
 def _end_ids(config: Mapping[str, Any]) -> Iterator[int]:

@@ -29,7 +29,7 @@ def of_folder(path: Path, config: Mapping[str, Any]) -> Vocabulary:
     """
     folder = TokenizerFolder(path, str(config.get("model_type", "")))
     vocabulary = _of_kind(folder, config)
-    return replace(vocabulary, templates=templates_of(folder))
+    return replace(vocabulary, templates=templates_of(folder.path, folder.config))
 
 
 def _of_kind(folder: TokenizerFolder, config: Mapping[str, Any]) -> Vocabulary:
