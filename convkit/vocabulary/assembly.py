@@ -9,11 +9,11 @@ Source: transformers, `models/{gpt2,qwen2,roberta,bert}/tokenization_*.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convkit.errors import ModelError, UnsupportedError
-from convkit.vocabulary.pre_tokenizers import named, written
+from convkit.vocabulary.pre_tokenizers import byte_level, named, written
 
 if TYPE_CHECKING:
     from convkit.vocabulary.folder import TokenizerFolder
@@ -24,6 +24,12 @@ _CLASS_OF_MODEL = {"gpt2": "GPT2", "phi": "CodeGen", "qwen2": "Qwen2", "qwen3": 
                    "roberta": "Roberta"}  # fmt: skip
 _CUTS = {"GPT2": "gpt-2", "CodeGen": "gpt-2", "Roberta": "gpt-2", "Qwen2": "qwen2"}
 _COMPOSES = frozenset(("Qwen2",))
+CONTINUES = "##"
+"""Stands before what continues a word."""
+
+LONGEST_WORD = 100
+"""BERT's, in characters; llama.cpp knows no limit."""
+
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 """Role -> text where no file says otherwise."""
@@ -36,14 +42,9 @@ def assembled(folder: TokenizerFolder, model_type: str) -> Json:
         UnsupportedError: the tokenizer's class is not known.
         ModelError: a file is damaged.
     """
-    ways: Iterable[tuple[tuple[str, ...], Callable[[TokenizerFolder, str], Json]]] = (
-        (("vocab.json", "merges.txt"), _byte_level),
-        (("vocab.txt",), _word_piece),
-    )
-    for names, assemble in ways:
-        if folder.has(*names):
-            return assemble(folder, model_type)
-    return {}
+    if folder.has("vocab.json", "merges.txt"):
+        return _byte_level(folder, model_type)
+    return _word_piece(folder) if folder.has("vocab.txt") else {}
 
 
 def _byte_level(folder: TokenizerFolder, model_type: str) -> Json:
@@ -67,17 +68,12 @@ def _byte_level(folder: TokenizerFolder, model_type: str) -> Json:
         "normalizer": {"type": "NFC"} if name in _COMPOSES else None,
         "pre_tokenizer": written(named(_CUTS[name])),
         "post_processor": _enclosed_by(vocabulary, "<s>", "</s>") if name == "Roberta" else None,
-        "decoder": {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": True,
-        },
+        "decoder": byte_level(use_regex=True),
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
     }
 
 
-def _word_piece(folder: TokenizerFolder, model_type: str) -> Json:
+def _word_piece(folder: TokenizerFolder) -> Json:
     name = _class_of(folder) or "Bert"
     if not name.endswith("Bert"):
         raise UnsupportedError(
@@ -90,21 +86,41 @@ def _word_piece(folder: TokenizerFolder, model_type: str) -> Json:
     config = folder.config
     return {
         "added_tokens": _special(vocabulary, set(texts.values())),
+        "post_processor": _enclosed_by(vocabulary, texts["cls"], texts["sep"]),
+        **word_piece(
+            vocabulary,
+            texts["unk"],
+            lowercase=config.get("do_lower_case", True),
+            strip_accents=config.get("strip_accents"),
+            handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        ),
+    }
+
+
+def word_piece(
+    vocabulary: Mapping[str, int],
+    unknown: str,
+    *,
+    lowercase: bool,
+    strip_accents: bool | None,
+    handle_chinese_chars: bool = True,
+) -> Json:
+    """What a `tokenizer.json` of BERT's kind has between its added tokens and its ends."""
+    return {
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
-            "strip_accents": config.get("strip_accents"),
-            "lowercase": config.get("do_lower_case", True),
+            "handle_chinese_chars": handle_chinese_chars,
+            "strip_accents": strip_accents,
+            "lowercase": lowercase,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": _enclosed_by(vocabulary, texts["cls"], texts["sep"]),
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "decoder": {"type": "WordPiece", "prefix": CONTINUES, "cleanup": True},
         "model": {
             "type": "WordPiece",
-            "unk_token": texts["unk"],
-            "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100,
+            "unk_token": unknown,
+            "continuing_subword_prefix": CONTINUES,
+            "max_input_chars_per_word": LONGEST_WORD,
             "vocab": vocabulary,
         },
     }

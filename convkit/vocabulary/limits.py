@@ -13,12 +13,12 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from convkit.vocabulary.assembly import LONGEST_WORD
 from convkit.vocabulary.folder import TokenizerFolder
 from convkit.vocabulary.pre_tokenizers import cutting_alike, flattened
 from convkit.vocabulary.sentence_piece import spaces_of
 from convkit.vocabulary.tokens import SPACE
 
-_LONGEST_WORD = 100
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
@@ -105,7 +105,7 @@ def _of_spaces(folder: TokenizerFolder) -> Iterator[Limit]:
 
 def _of_words(folder: TokenizerFolder) -> Iterator[Limit]:
     # llama.cpp looks up words of any length.
-    longest = folder.tokenizer["model"].get("max_input_chars_per_word", _LONGEST_WORD)
+    longest = folder.tokenizer["model"].get("max_input_chars_per_word", LONGEST_WORD)
     yield Limit(
         f"llama.cpp splits words of more than {longest} characters; to this tokenizer they are "
         "unknown.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from convkit.errors import UnsupportedError
 from convkit.vocabulary.pre_tokenizer_table import (
+    CONTRACTION,
     DIGIT,
     DIGITS,
     PREFERRED,
@@ -21,8 +22,8 @@ from convkit.vocabulary.pre_tokenizer_table import (
 _SPELLINGS = (
     ("\r", r"\r"),
     ("\n", r"\n"),
-    ("'(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
-    ("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
+    ("'(?i:[sdmt]|ll|ve|re)", CONTRACTION),
+    ("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", CONTRACTION),
     # What follows is never what a possessive quantifier keeps, so a greedy one matches the same.
     ("?+", "?"),
     ("++", "+"),
@@ -93,9 +94,9 @@ def written(row: PreTokenizer) -> dict[str, Any]:
     """The `pre_tokenizer` of a `tokenizer.json`."""
     steps = [_written_step(step) for step in row.steps]
     if row.steps[-1] == WORDS:
-        steps[-1] = _bytes(use_regex=True)
+        steps[-1] = byte_level(use_regex=True)
     elif WORDS_OF_BYTES not in row.steps:
-        steps.append(_bytes(use_regex=False))
+        steps.append(byte_level(use_regex=False))
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
 
 
@@ -103,14 +104,15 @@ def _written_step(step: str) -> dict[str, Any]:
     if step == PUNCTUATION:
         return {"type": "Punctuation", "behavior": "Contiguous"}
     if step == WORDS_OF_BYTES:
-        return _bytes(use_regex=True)
+        return byte_level(use_regex=True)
     if step in (DIGIT, DIGITS):
         return {"type": "Digits", "individual_digits": step == DIGIT}
     pattern = {"Regex": step}
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
-def _bytes(*, use_regex: bool) -> dict[str, Any]:
+def byte_level(*, use_regex: bool) -> dict[str, Any]:
+    """The step of a `tokenizer.json` that turns text into bytes, cut into GPT-2's words or not."""
     return {
         "type": "ByteLevel",
         "add_prefix_space": False,

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from convkit.errors import UnsupportedError
-from convkit.vocabulary.assembly import BERT_TOKENS
+from convkit.vocabulary.assembly import BERT_TOKENS, CONTINUES
 from convkit.vocabulary.folder import TokenizerFolder
 from convkit.vocabulary.sizing import Entry, added_type, laid_out, row_count
 from convkit.vocabulary.special_tokens import special_tokens
 from convkit.vocabulary.tokens import SPACE, WORD_PIECE, TokenType, Vocabulary
 
-CONTINUES = "##"
 _PRE = "bert-bge"
 """llama.cpp pays no heed to it here; files of BERT models have it."""
 

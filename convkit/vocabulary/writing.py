@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from convkit.errors import ModelError, UnsupportedError
-from convkit.vocabulary.assembly import added_entry, dumped, template
+from convkit.vocabulary.assembly import BERT_TOKENS, added_entry, dumped, template, word_piece
 from convkit.vocabulary.chat_templates import written as written_templates
-from convkit.vocabulary.pre_tokenizers import named, written
+from convkit.vocabulary.pre_tokenizers import byte_level, named, written
 from convkit.vocabulary.sentence_piece import check_bytes
 from convkit.vocabulary.sizing import unused_text
 from convkit.vocabulary.tokens import (
@@ -28,12 +28,9 @@ from convkit.vocabulary.tokens import (
     Vocabulary,
     of_metadata,
 )
-from convkit.vocabulary.word_piece import CONTINUES, respelled
+from convkit.vocabulary.word_piece import respelled
 
 _FOUND_IN_TEXT = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-_LONGEST_WORD = 100
-"""BERT's; llama.cpp knows no limit."""
-
 _LONGEST_MERGED = 1000
 
 Json = dict[str, Any]
@@ -153,12 +150,12 @@ def _numbers(vocabulary: Vocabulary) -> dict[str, int]:
 def _byte_level(vocabulary: Vocabulary) -> Json:
     row = named(vocabulary.pre)
     numbers = _numbers(vocabulary)
-    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    as_bytes = byte_level(use_regex=True)
     return {
         "normalizer": None,
         "pre_tokenizer": written(row),
-        "post_processor": _post_processor(vocabulary, {**bytes_only, "use_regex": True}),
-        "decoder": {**bytes_only, "use_regex": True},
+        "post_processor": _post_processor(vocabulary, as_bytes),
+        "decoder": as_bytes,
         "model": _merging(numbers, _byte_merges(vocabulary, numbers))
         | {"ignore_merges": row.ignores_merges},
     }
@@ -241,30 +238,19 @@ def _merging(numbers: Mapping[str, int], merges: list[tuple[str, str]]) -> Json:
 
 
 def _word_piece(vocabulary: Vocabulary) -> Json:
-    lowers = vocabulary.flags.get("normalizer.lowercase", True)
     numbers = {
         respelled(text, vocabulary.types[number]): number
         for text, number in _numbers(vocabulary).items()
     }
     unknown = vocabulary.ids.get("unk")
     return {
-        "normalizer": {
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": vocabulary.flags.get("normalizer.strip_accents"),
-            "lowercase": lowers,
-        },
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": _post_processor(vocabulary, None),
-        "decoder": {"type": "WordPiece", "prefix": CONTINUES, "cleanup": True},
-        "model": {
-            "type": "WordPiece",
-            "unk_token": "[UNK]" if unknown is None else vocabulary.tokens[unknown],
-            "continuing_subword_prefix": CONTINUES,
-            "max_input_chars_per_word": _LONGEST_WORD,
-            "vocab": numbers,
-        },
+        **word_piece(
+            numbers,
+            BERT_TOKENS["unk"] if unknown is None else vocabulary.tokens[unknown],
+            lowercase=vocabulary.flags.get("normalizer.lowercase", True),
+            strip_accents=vocabulary.flags.get("normalizer.strip_accents"),
+        ),
     }
 
 
