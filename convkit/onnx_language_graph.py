@@ -6,13 +6,13 @@ Source: optimum, `exporters/onnx/model_configs.py`: `past_key_values.<layer>.key
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
+from convkit.checkpoint.folder_files import architecture, continues_texts
 from convkit.errors import ModelError, UnsupportedError
 from convkit.runner import Feeds
 
@@ -23,7 +23,6 @@ _PAST = "past_key_values."
 _PRESENT = ("present.", "present_key_values.")
 _SWITCH = "use_cache_branch"
 _TEXT = ("input_ids", "attention_mask", "position_ids")
-_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
 @dataclass(frozen=True)
@@ -152,13 +151,7 @@ def empty_past(spec: TensorSpec, batch: int) -> np.ndarray[Any, Any]:
 
 def is_causal(folder: Path) -> bool:
     """Whether a folder's configuration names a network that continues texts."""
-    return bool(_CAUSAL.search(architecture(read_config(folder))))
-
-
-def architecture(config: Mapping[str, Any]) -> str:
-    """The class of the network that a configuration names; empty where it names none."""
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
+    return continues_texts(architecture(read_config(folder)))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -92,7 +92,9 @@ NARROW = {
     "metrics": frozenset(("errors",)),
     "onnx_external": frozenset(("errors",)),
     "onnx_folder": frozenset(("artifact",)),
-    "onnx_language_graph": frozenset(("artifact", "errors", "runner", "vocabulary.text_files")),
+    "onnx_language_graph": frozenset(
+        ("artifact", "errors", "runner", "checkpoint.folder_files", "vocabulary.text_files")
+    ),
     "onnx_metadata": frozenset(("protobuf",)),
     "onnx_structure": frozenset(("errors", "onnx_external", "processors", "protobuf")),
     "onnx_typing": frozenset(("errors", "protobuf", "onnx_structure")),

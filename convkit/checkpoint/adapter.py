@@ -19,6 +19,7 @@ import numpy as np
 
 from convkit.checkpoint.adapter_settings import AdapterSettings, read_adapter_settings
 from convkit.checkpoint.dequantized import is_turned
+from convkit.checkpoint.folder_files import architecture
 from convkit.checkpoint.rows import Array, Computed, Rows
 from convkit.checkpoint.shard import open_shard
 from convkit.checkpoint.stored import FLOAT_DTYPES, RecentArrays, Stored
@@ -237,7 +238,7 @@ def _untie(adapter: _Adapter, tensors: dict[str, Rows], config: dict[str, Any]) 
     name = _embedding_name(tensors)
     stated = config.get("tie_word_embeddings")
     is_tied = stated if stated is not None else HEAD not in tensors
-    kind = str((config.get("architectures") or [""])[0])
+    kind = architecture(config)
     has_head = HEAD in tensors or adapter.changes(HEAD) or kind.endswith(_WITH_HEAD)
     if not is_tied or name is None or not (adapter.changes(HEAD) or adapter.changes(name)):
         if adapter.changes(HEAD) and HEAD not in tensors:

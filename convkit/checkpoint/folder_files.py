@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -20,6 +21,8 @@ WEIGHT_NAMES = (
 
 Source: `transformers.utils` (`SAFE_WEIGHTS_NAME` and on).
 """
+
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,17 @@ def read_config(path: Path) -> dict[str, Any]:
             hint="Copy config.json from where the weights come from.",
         )
     return config
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """The class of the network that a configuration names; empty where it names none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def continues_texts(architecture: str) -> bool:
+    """Whether a class of transformers, by its name, gives logits of the next token."""
+    return bool(_CAUSAL.search(architecture))
 
 
 def find_weight_files(path: Path) -> WeightFiles:

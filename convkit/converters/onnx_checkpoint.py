@@ -16,17 +16,15 @@ from convkit.checkpoint.folder import Checkpoint
 from convkit.checkpoint.ranges import RangeReader
 from convkit.checkpoint.rows import Array, Computed, Rows, Stacked
 from convkit.converters.decoder_graph.packed import Form, form_of, restored
+from convkit.converters.decoder_graph.weights import CHANGED, DTYPES
 from convkit.errors import ModelError, UnsupportedError
 from convkit.onnx_folder import graph_file, text_folder
 from convkit.onnx_metadata import CONFIG_KEY, WEIGHTS_KEY, read_metadata
 from convkit.onnx_structure import read_structure
+from convkit.safetensors_file import ITEM_BYTES
 
 if TYPE_CHECKING:
     import onnx
-
-_FLOATS = {1: "F32", 10: "F16", 16: "BF16"}
-_UINT8 = 2
-"""Element types. Source: onnx/onnx.proto, TensorProto.DataType."""
 
 _ONE_OF_STACK = re.compile(r"^matrix (\d+)$")
 
@@ -78,7 +76,7 @@ class _Initializers:
     def rows(self, name: str) -> Rows:
         """A float initializer."""
         tensor = self._tensor(name)
-        dtype = _FLOATS.get(tensor.data_type)
+        dtype = DTYPES.get(tensor.data_type)
         if dtype is None:
             raise ModelError(f"The initializer '{name}' holds no floats.")
         return _InitializerRows(self, name, tuple(tensor.dims), dtype)
@@ -120,7 +118,7 @@ class _InitializerRows(Rows):
     ) -> None:
         self._initializers, self._name = initializers, name
         self.shape, self.dtype = shape or (1,), dtype
-        self._row_bytes = self.row_length * (4 if dtype == "F32" else 2)
+        self._row_bytes = self.row_length * ITEM_BYTES[dtype]
 
     def stored(self, begin: int, end: int) -> Array:
         """Rows as stored."""
@@ -162,7 +160,7 @@ def _tensors(
     """Name in the checkpoint -> tensor."""
     stacks: dict[str, dict[int, Rows]] = {}
     for name, (source, how) in places.items():
-        told = [part for part in how.split(", ") if part and not part.startswith("from ")]
+        told = [part for part in how.split(", ") if part and not part.startswith(CHANGED)]
         number = next((int(m[1]) for part in told if (m := _ONE_OF_STACK.match(part))), None)
         form = next((found for part in told if (found := form_of(part))), None)
         if form is not None and name.endswith((".scales", ".offsets")):

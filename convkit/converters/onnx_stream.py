@@ -28,6 +28,14 @@ Source: onnx, docs/ExternalData.md.
 """
 
 
+def ir_version_for(opset: int) -> int:
+    """The oldest IR version that admits an opset, so that older runtimes load the file.
+
+    Source: onnx `docs/Versioning.md`.
+    """
+    return 10 if opset <= 22 else 11
+
+
 @dataclass(frozen=True)
 class Streamed:
     """An initializer whose bytes are made when they are written.

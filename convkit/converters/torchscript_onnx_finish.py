@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convkit.converters.torch_to_onnx.exported import ir_version_for
+from convkit.converters.onnx_stream import ir_version_for
 from convkit.converters.torchscript_call import Call
 from convkit.naming import named_leaves
 from convkit.step import Work

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from convkit.checkpoint.folder_files import architecture
 from convkit.errors import ModelError
-from convkit.onnx_language_graph import LanguageGraph, architecture, read_config
+from convkit.onnx_language_graph import LanguageGraph, read_config
 from convkit.vocabulary.codec import has_tokenizer
 from convkit.vocabulary.folder_settings import context_length, read_settings
 

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Description, Opening
 from convkit.checkpoint.adapter_settings import read_adapter_settings
-from convkit.checkpoint.folder_files import WEIGHT_NAMES, find_weight_files, read_config
+from convkit.checkpoint.folder_files import (
+    WEIGHT_NAMES,
+    architecture,
+    find_weight_files,
+    read_config,
+)
 from convkit.checkpoint.quantization import Quantization, quantization_of
 from convkit.errors import (
     ConvkitError,
@@ -92,7 +97,7 @@ def describe_folder(path: Path, opening: Opening) -> Description:
     headers = read_headers(path, opening)
     quantization = _quantization(path, config)
     details = {
-        "architecture": (config.get("architectures") or [""])[0],
+        "architecture": architecture(config),
         "model_type": config.get("model_type", ""),
         "weight_files": [
             file.relative_to(path).as_posix() for file in find_weight_files(path).shards

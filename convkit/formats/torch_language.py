@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
+from convkit.checkpoint.folder_files import continues_texts
 from convkit.formats.folder_language import FolderLanguage, RecomputingSession, check_context
 from convkit.formats.torch_runner import Example, TorchRunner
 from convkit.step import Feeds, Session, Sizes
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _TEXT = {"input_ids", "attention_mask"}
 _BOTH_WAYS = ("XLNetLMHeadModel", "XLMWithLMHeadModel")
 """Look at both sides of a token, whatever their names say."""
@@ -27,7 +26,7 @@ def is_causal(network: torch.nn.Module, inputs: Sequence[TensorSpec]) -> bool:
     """Whether a network continues texts: each token is judged by those before it alone."""
     name = type(network).__name__
     config = network.config
-    if not _CAUSAL.search(name) or name in _BOTH_WAYS or {s.name for s in inputs} - _TEXT:
+    if not continues_texts(name) or name in _BOTH_WAYS or {s.name for s in inputs} - _TEXT:
         return False
     # BERT and its kind have a head for this use, but look both ways unless they are set to it.
     is_encoder = hasattr(config, "add_cross_attention") and not getattr(config, "is_decoder", True)

@@ -21,7 +21,12 @@ from convkit.converters.decoder_graph.graph import BFLOAT16, FLOAT, FLOAT16, INT
 from convkit.converters.decoder_graph.matrices import Matrix
 from convkit.converters.decoder_graph.parts import Parts
 from convkit.converters.decoder_graph.weights import CHANGED, Weights, are_equal
-from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES, Streamed, write_streamed
+from convkit.converters.onnx_stream import (
+    EXTERNAL_OVER_BYTES,
+    Streamed,
+    ir_version_for,
+    write_streamed,
+)
 from convkit.errors import UnsupportedError, UsageError
 from convkit.ggml.types import TYPES
 from convkit.onnx_metadata import CONFIG_KEY, WEIGHTS_KEY
@@ -35,8 +40,6 @@ OLDEST_OPSET = 18
 DIALECTS: Mapping[str, Callable[[Graph, Call], Plain | Fused]] = {"plain": Plain, "fused": Fused}
 
 _HALVES = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
-_NEWEST_OLD_OPSET = 22
-"""Newer ones ask for IR version 11. Source: onnx, docs/Versioning.md."""
 
 _BATCH, _SEQUENCE, _PAST = "batch_size", "sequence_length", "past_sequence_length"
 _TOTAL = f"{_PAST} + {_SEQUENCE}"
@@ -270,7 +273,7 @@ def _model(blueprint: Blueprint, graph: Graph, config: Mapping[str, Any]) -> onn
     model = helper.make_model(
         made,
         opset_imports=opsets,
-        ir_version=10 if graph.opset <= _NEWEST_OLD_OPSET else 11,
+        ir_version=ir_version_for(graph.opset),
         producer_name="convkit",
     )
     metadata = {WEIGHTS_KEY: graph.sources, CONFIG_KEY: config}

@@ -15,7 +15,9 @@ from convkit.converters.onnx_stream import Streamed
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import ITEM_BYTES
 
-_DTYPES = {FLOAT: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
+DTYPES = {FLOAT: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
+"""Element type of an initializer -> dtype of `Rows`."""
+
 _PIECE_ELEMENTS = 1 << 20
 
 CHANGED = "from "
@@ -117,7 +119,7 @@ def streamed(
                 note_loss(name)
             yield np.ascontiguousarray(stored).data
 
-    dtype = _DTYPES[float_type]
+    dtype = DTYPES[float_type]
     is_same = rows.dtype == dtype
     byte_count = rows.element_count * ITEM_BYTES[dtype]
     weight = Streamed(name, float_type, tuple(rows.shape), byte_count, pieces)

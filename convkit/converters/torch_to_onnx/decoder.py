@@ -6,7 +6,6 @@ Neither PyTorch nor transformers is loaded, and memory holds a few rows of a ten
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from convkit.checkpoint.rows import Rows
     from convkit.converters.decoder_graph.blueprint import Blueprint
     from convkit.converters.decoder_graph.build import Built
-
-_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
 @rung("decoder", needs=(Package("onnx", "onnx"),), is_eager=True)
@@ -69,15 +66,15 @@ def decoder(
 
 def _blueprint(source: Artifact) -> Blueprint:
     """What the folder's network computes, if it is one that blueprints describe."""
-    from convkit.checkpoint.folder_files import read_config
+    from convkit.checkpoint.folder_files import architecture, continues_texts, read_config
     from convkit.converters.decoder_graph.families import blueprint
 
     if source.opening.factory is not None or not source.path.is_dir():
         raise RungSkipped("it serves Hugging Face folders only")
     config = read_config(source.path)
-    names = config.get("architectures") or [""]
-    if not _CAUSAL.search(str(names[0])):
-        raise RungSkipped(f"{names[0] or 'a network without a name'} continues no texts")
+    name = architecture(config)
+    if not continues_texts(name):
+        raise RungSkipped(f"{name or 'a network without a name'} continues no texts")
     if {spec.name for spec in source.inputs} - {"input_ids", "attention_mask"}:
         raise RungSkipped("it serves language models that take token ids and their mask")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact
+from convkit.converters.onnx_stream import ir_version_for
 from convkit.converters.torch_to_onnx.callable import (
     Prepared,
     best_sample,
@@ -69,14 +70,6 @@ def newer(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
     work.note(f"PyTorch's exporter begins at opset {LEAST_OPSET}")
     network = None if _is_program(source) else work.load(source)
     _export(source, out, work, network, LEAST_OPSET)
-
-
-def ir_version_for(opset: int) -> int:
-    """The oldest IR version that admits an opset, so that older runtimes load the file.
-
-    Source: onnx `docs/Versioning.md`.
-    """
-    return 10 if opset <= 22 else 11
 
 
 def _export(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, TensorSpec
+from convkit.checkpoint.folder_files import continues_texts
+from convkit.converters.onnx_stream import ir_version_for
 from convkit.converters.torch_to_onnx.callable import quiet
 from convkit.converters.torch_to_onnx.exported import (
     GREATEST_OPSET,
     LEAST_OPSET,
     NEEDS,
     capture_error,
-    ir_version_for,
     translate,
 )
 from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_path
@@ -27,7 +27,6 @@ from convkit.torch_values import parameters_of
 if TYPE_CHECKING:
     import torch
 
-_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _BATCH, _PAST, _SEQUENCE = 2, 5, 3
 """Sizes the network is captured at: at least 2 and unlike one another, or they count as fixed."""
 
@@ -69,7 +68,7 @@ def _causal_network(source: Artifact, work: Work) -> Any:
     if takes != {"input_ids", "attention_mask"} or gives != {"logits"}:
         raise RungSkipped("it serves language models, from token ids to logits")
     network = work.load(source)
-    if not _CAUSAL.search(type(network).__name__):
+    if not continues_texts(type(network).__name__):
         raise RungSkipped(f"{type(network).__name__} continues no texts")
     if "past_key_values" not in parameters_of(network):
         raise RungSkipped(f"{type(network).__name__} has no cache of keys and values")
@@ -91,7 +90,8 @@ def _cache_of(network: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     with quiet(), torch.no_grad():
         ids = torch.ones((_BATCH, _PAST), dtype=torch.int64)
         cache = network(input_ids=ids, use_cache=True).past_key_values
-    layers = [(getattr(c, "keys", None), getattr(c, "values", None)) for c in _layers_of(cache)]
+    kept = getattr(cache, "layers", None) or ()
+    layers = [(getattr(c, "keys", None), getattr(c, "values", None)) for c in kept]
     wanted = (_BATCH, _PAST)
     for layer in layers:
         if any(t is None or t.ndim != 4 or (t.shape[0], t.shape[2]) != wanted for t in layer):
@@ -99,10 +99,6 @@ def _cache_of(network: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     if not layers:
         raise RungSkipped("it keeps no keys and values")
     return layers  # type: ignore[return-value]
-
-
-def _layers_of(cache: Any) -> Sequence[Any]:
-    return getattr(cache, "layers", None) or ()
 
 
 def _counts_positions(network: Any) -> bool:

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact, Precision
+from convkit.converters.onnx_stream import ir_version_for
 from convkit.converters.torch_to_onnx.callable import first_line, quiet
 from convkit.converters.torch_to_onnx.deferred import deferred
-from convkit.converters.torch_to_onnx.exported import ir_version_for
 from convkit.converters.torch_to_onnx.folder_weights import FolderWeights, Rename, fill
 from convkit.converters.torch_to_onnx.mobius_graph import (
     add_pooler,

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from convkit.artifact import Artifact
+from convkit.converters.onnx_stream import ir_version_for
 from convkit.converters.torch_graph_log import graph_log_off
 from convkit.converters.torch_to_onnx.callable import (
     best_sample,
@@ -14,7 +15,6 @@ from convkit.converters.torch_to_onnx.callable import (
     prepare,
     quiet,
 )
-from convkit.converters.torch_to_onnx.exported import ir_version_for
 from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_place
 from convkit.converters.torch_to_onnx.naming import drop_traces, output_names
 from convkit.converters.torch_to_onnx.stream import write
