@@ -15,6 +15,7 @@ from convkit import graph
 from convkit.artifact import Artifact
 from convkit.graph import Route
 from convkit.step import Converter, Package, Pass, Rung, Step, Streaming, Work
+from convkit.streaming import write
 
 Options = Mapping[str, Mapping[str, Any]]
 """Step name -> its options."""
@@ -64,9 +65,7 @@ def _joined(group: Sequence[tuple[Step, graph.State]], options: Options) -> Step
 
     def run(source: Artifact, out: Path, work: Work) -> None:
         with _stream(steps, source, work, options) as stream:
-            for text in stream.notes:
-                work.note(text)
-            _streaming(last).sink(stream, out, work)
+            write(stream, out, work, _streaming(last).sink)
 
     return Converter(
         source=begin[0],

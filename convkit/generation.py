@@ -85,7 +85,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    is_chat: bool | None = None,
+    is_chat: bool = False,
 ) -> Iterator[Piece]:
     """Continues a prompt; each piece is given as soon as it is known.
 
@@ -96,7 +96,7 @@ def generate(
         temperature: 0 takes the most likely token; above, tokens are drawn.
         top_p: drawn from the most likely tokens that have this share of the probability together.
         seed: the same seed gives the same text.
-        is_chat: put the prompt into the model's chat template. None means no.
+        is_chat: the prompt is put into the model's chat template.
 
     Raises:
         UsageError: the prompt is empty or too long, or a number is out of its range.
@@ -104,7 +104,7 @@ def generate(
         MissingRequirementError: the package that reads tokenizer or template is missing.
     """
     _check(max_tokens, temperature, top_p)
-    tokens = prompt_tokens(runner, prompt, is_chat=bool(is_chat))
+    tokens = prompt_tokens(runner, prompt, is_chat=is_chat)
     sampler = _Sampler(temperature, top_p, seed)
     return _pieces(runner, tokens, max_tokens, sampler)
 

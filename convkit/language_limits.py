@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convkit.artifact import Precision
+from convkit.ggml.types import DEFAULT_SCHEMES
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,6 @@ LIMITS: Mapping[str, LanguageLimits] = {
 }
 """Scheme -> limits."""
 
-_SCHEME_OF = {
-    Precision.FP32: "f32",
-    Precision.FP16: "f16",
-    Precision.BF16: "bf16",
-    Precision.INT8: "q8_0",
-    Precision.Q4: "q4_k_m",
-}
-
 
 @dataclass(frozen=True)
 class Party:
@@ -117,7 +110,7 @@ def limits_between(reference: Party, candidate: Party) -> LanguageLimits:
         candidate.precision.bits == reference.precision.bits and not same_scheme
     )
     if is_lowered or candidate.precision is Precision.BF16 is not reference.precision:
-        return LIMITS[candidate.scheme or _SCHEME_OF[candidate.precision]]
+        return LIMITS[candidate.scheme or DEFAULT_SCHEMES[candidate.precision]]
     if not (reference.rounds or candidate.rounds):
         return _EXACT
     is_bf16 = {reference.precision, candidate.precision} <= {Precision.BF16, Precision.FP32}

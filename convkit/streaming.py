@@ -21,6 +21,7 @@ from convkit.step import (
     Work,
     ladder,
     options_of,
+    precision_pass,
     rung,
 )
 
@@ -33,7 +34,6 @@ def streaming_converter(
     carries: Sequence[str],
     loses: str,
     needs: Sequence[Package] = (),
-    cost: float = 1.0,
     gives: Mapping[str, str] = MappingProxyType({}),
     ending: str | None = None,
     makes_folder: bool = False,
@@ -45,12 +45,12 @@ def streaming_converter(
     def record(function: Callable[..., AbstractContextManager[Any]]) -> Converter:
         def run(source: Artifact, out: Path, work: Work, **options: Any) -> None:
             with function(source, work, **options) as stream:
-                _sink(stream, out, work, sink)
+                write(stream, out, work, sink)
 
         way = rung(f"{source}-to-{target}", needs=needs, is_eager=True)(
             _with_options(function, run)
         )
-        made = ladder(source, target, way, carries=carries, loses=loses, cost=cost)
+        made = ladder(source, target, way, carries=carries, loses=loses)
         return replace(
             made,
             gives={Precision(here): Precision(there) for here, there in gives.items()},
@@ -75,7 +75,6 @@ def streaming_pass(
     needs: Sequence[Package] = (),
     schemes: Sequence[str] = (),
     calibrated: bool = False,
-    cost: float = 1.0,
     recasts: bool = False,
 ) -> Callable[[Callable[..., Any]], Pass]:
     """Makes `(stream, work, *, options...) -> stream` the pass of a format to a precision."""
@@ -83,21 +82,20 @@ def streaming_pass(
     def record(function: Callable[..., Any]) -> Pass:
         def run(source: Artifact, out: Path, work: Work, **options: Any) -> None:
             with open(source, work) as stream:
-                _sink(function(stream, work, **options), out, work, sink)
+                write(function(stream, work, **options), out, work, sink)
 
-        way = rung(f"{format}-{precision}", needs=needs, is_eager=True)(
-            _with_options(function, run)
-        )
-        return Pass(
+        made = precision_pass(
             format,
-            tuple(Precision(p) for p in accepts),
-            Precision(precision),
-            loses,
-            cost,
-            (way,),
-            tuple(schemes),
-            calibrated,
-            inspect.getdoc(function) or "",
+            precision,
+            accepts=accepts,
+            loses=loses,
+            needs=needs,
+            schemes=schemes,
+            calibrated=calibrated,
+        )(_with_options(function, run))
+        return replace(
+            made,
+            rungs=(replace(made.rungs[0], is_eager=True),),
             streaming=Streaming(open, sink, function),
             recasts=recasts,
         )
@@ -105,7 +103,8 @@ def streaming_pass(
     return record
 
 
-def _sink(stream: Stream, out: Path, work: Work, sink: Callable[[Any, Path, Work], None]) -> None:
+def write(stream: Stream, out: Path, work: Work, sink: Callable[[Any, Path, Work], None]) -> None:
+    """Writes a stream, and hands on what is to be said of it."""
     for text in stream.notes:
         work.note(text)
     sink(stream, out, work)

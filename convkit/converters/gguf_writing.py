@@ -32,7 +32,7 @@ _UNPACKED = (Precision.INT8, Precision.Q4)
 
 
 @contextmanager
-def gguf_model(source: Artifact, work: Work) -> Iterator[GgufModel]:
+def gguf_model(source: Artifact) -> Iterator[GgufModel]:
     """The model of a Hugging Face folder, its tensors read as they are written.
 
     Raises:
@@ -47,10 +47,10 @@ def gguf_model(source: Artifact, work: Work) -> Iterator[GgufModel]:
         )
     opening = source.opening
     with open_folder(source.path, adapter=opening.adapter, trust=opening.trust) as checkpoint:
-        yield built(checkpoint, source, work)
+        yield built(checkpoint, source)
 
 
-def built(checkpoint: Checkpoint, source: Artifact, work: Work) -> GgufModel:
+def built(checkpoint: Checkpoint, source: Artifact) -> GgufModel:
     """The model of an open checkpoint."""
     from convkit.vocabulary import of_folder
 

@@ -38,4 +38,4 @@ def onnx_to_gguf(source: Artifact, work: Work) -> Iterator[Any]:
     from convkit.converters.onnx_checkpoint import open_graph
 
     with open_graph(source) as checkpoint:
-        yield built(checkpoint, source, work)
+        yield built(checkpoint, source)

@@ -43,5 +43,5 @@ def torch_to_gguf(source: Artifact, work: Work) -> Iterator[Any]:
     """The model as llama.cpp has it: names, layouts, metadata, vocabulary."""
     from convkit.converters.gguf_writing import gguf_model
 
-    with gguf_model(source, work) as model:
+    with gguf_model(source) as model:
         yield model

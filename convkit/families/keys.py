@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from convkit.errors import ModelError, UnsupportedError
 from convkit.families.config import Config
 from convkit.families.family import Stored
@@ -114,6 +116,4 @@ def _same(key: Key, values: list[Any]) -> Any:
 
 def shortest(value: float) -> float:
     """The shortest number that float32 holds as this one: 1e-05, not 9.999999747378752e-06."""
-    import numpy as np
-
     return float(str(np.float32(value)))

@@ -15,6 +15,15 @@ import numpy as np
 from convkit.checkpoint.rows import Array
 from convkit.errors import ModelError, UnsupportedError
 from convkit.families.config import Config, Rope
+from convkit.families.rotary_formulas import (
+    BETA_FAST,
+    BETA_SLOW,
+    longrope_attention,
+    wave_lengths,
+    yarn_attention,
+    yarn_bounds,
+    yarn_growth,
+)
 
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -61,19 +70,19 @@ def _check_yarn(config: Config) -> None:
 
     Its common loader reads neither `yarn_beta_fast` nor `yarn_beta_slow`, and bounds are rounded.
     """
-    rope, settings = config.rope(), config.rope().settings
-    usual = _yarn_bounds(config, _BETA_FAST, _BETA_SLOW)
+    settings = config.rope().settings
+    usual = _yarn_bounds(config, BETA_FAST, BETA_SLOW)
     for name, betas in (
-        ("beta_fast", (settings.get("beta_fast") or _BETA_FAST, _BETA_SLOW)),
-        ("beta_slow", (_BETA_FAST, settings.get("beta_slow") or _BETA_SLOW)),
+        ("beta_fast", (settings.get("beta_fast") or BETA_FAST, BETA_SLOW)),
+        ("beta_slow", (BETA_FAST, settings.get("beta_slow") or BETA_SLOW)),
     ):
         if _rounded(_yarn_bounds(config, *betas)) != _rounded(usual):
             raise UnsupportedError(
                 f"llama.cpp has no yarn with {name} = {settings[name]!r}.",
-                why=f"For {config.model_type} it takes {_BETA_FAST} and {_BETA_SLOW}.",
+                why=f"For {config.model_type} it takes {BETA_FAST} and {BETA_SLOW}.",
                 option=name,
             )
-    if rope.settings.get("truncate") is False and _rounded(usual) != usual:
+    if settings.get("truncate") is False and _rounded(usual) != usual:
         raise UnsupportedError(
             "llama.cpp has no yarn with truncate = False.",
             why="It rounds the bounds between which frequencies are blended.",
@@ -81,17 +90,10 @@ def _check_yarn(config: Config) -> None:
         )
 
 
-_BETA_FAST, _BETA_SLOW = 32, 1
-
-
 def _yarn_bounds(config: Config, fast: float, slow: float) -> tuple[float, float]:
-    """Between which pairs frequencies are blended.
-
-    Source: YaRN, arXiv:2309.00071, section 3.2; `ggml_rope_yarn_corr_dims` in ggml.c.
-    """
+    """Between which pairs frequencies are blended. Source: `ggml_rope_yarn_corr_dims` in ggml.c."""
     rope, count = config.rope(), rotated(config)
-    turns = (rope.original_context / (beta * 2 * math.pi) for beta in (fast, slow))
-    low, high = (count * math.log(turn) / (2 * math.log(rope.theta)) for turn in turns)
+    low, high = yarn_bounds(rope.theta, count, rope.original_context, fast, slow)
     return max(low, 0.0), min(high, count - 1.0)
 
 
@@ -153,43 +155,16 @@ def _yarn(rope: Rope, context: int) -> dict[str, Any]:
     for name in ("beta_fast", "beta_slow"):
         if rope.settings.get(name):
             keys[f"ARCH.rope.scaling.yarn_{name}"] = float(rope.settings[name])
-    share = _yarn_attention(rope, factor) / yarn_attention(factor)
+    share = yarn_attention(rope.settings, factor) / yarn_growth(factor)
     if not math.isclose(share, 1, rel_tol=1e-7):
         keys["ARCH.rope.scaling.attn_factor"] = share
     return keys
-
-
-def _yarn_attention(rope: Rope, factor: float) -> float:
-    """What transformers multiplies cosines and sines by."""
-    given = rope.settings.get("attention_factor")
-    if given is not None:
-        return float(given)
-    scale, scale_all = rope.settings.get("mscale"), rope.settings.get("mscale_all_dim")
-    if scale and scale_all:
-        return yarn_attention(factor, scale) / yarn_attention(factor, scale_all)
-    return yarn_attention(factor)
-
-
-def yarn_attention(factor: float, scale: float = 1.0) -> float:
-    """What yarn multiplies cosines and sines by; llama.cpp does so unasked, with a scale of 1.
-
-    Source: YaRN, arXiv:2309.00071, equation 22.
-    """
-    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _longrope(rope: Rope, context: int) -> dict[str, Any]:
     given = rope.settings.get("attention_factor")
     plain = longrope_attention(_stretch(rope, context), rope.original_context)
     return {"ARCH.rope.scaling.attn_factor": plain if given is None else float(given)}
-
-
-def longrope_attention(factor: float, original: int) -> float:
-    """What longrope multiplies cosines and sines by.
-
-    Source: LongRoPE, arXiv:2402.13753, as `_compute_longrope_parameters` of transformers has it.
-    """
-    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def tensors_of(config: Config) -> dict[str, Array]:
@@ -233,9 +208,3 @@ def llama3_factors(rope: Rope, count: int) -> Array:
     blend = np.clip((original / wave_lengths(rope.theta, count) - low) / (high - low), 0.0, 1.0)
     factors: Array = (1 / ((1 - blend) / factor + blend)).astype(np.float32)
     return factors
-
-
-def wave_lengths(theta: float, count: int) -> Array:
-    """Tokens after which each pair of numbers has turned once."""
-    lengths: Array = 2 * np.pi * theta ** (np.arange(0, count, 2) / count)
-    return lengths

@@ -14,15 +14,8 @@ from convkit.families.config import Rope
 from convkit.families.decoder import head_size_of
 from convkit.families.family import Stored
 from convkit.families.keys import shortest
-from convkit.families.rotary import (
-    FREQUENCIES,
-    LONG,
-    SHORT,
-    llama3_factors,
-    longrope_attention,
-    wave_lengths,
-    yarn_attention,
-)
+from convkit.families.rotary import FREQUENCIES, LONG, SHORT, llama3_factors
+from convkit.families.rotary_formulas import longrope_attention, wave_lengths, yarn_growth
 
 _FIT = 1e-5
 """Relative error up to which factors are those of a formula: float32, computed in some order."""
@@ -96,7 +89,7 @@ def _scaling_of(stored: Stored) -> dict[str, Any]:
             found[name] = shortest(value)
     share = stored.get("ARCH.rope.scaling.attn_factor")
     if share is not None:
-        found["attention_factor"] = shortest(share * yarn_attention(factor))
+        found["attention_factor"] = shortest(share * yarn_growth(factor))
     return found
 
 

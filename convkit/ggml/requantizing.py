@@ -23,7 +23,7 @@ _PLAIN = ("F32", "F16", "BF16", "F64")
 
 
 @contextmanager
-def opened(source: Artifact, work: Work) -> Iterator[GgufModel]:
+def opened(source: Artifact) -> Iterator[GgufModel]:
     """The model in a GGUF file, as it is."""
     with GgufFile(source.path) as file:
         outputs = (Output(t.header.name, t, t.header.kind) for t in file.tensors.values())
@@ -104,7 +104,7 @@ def _sorted(outputs: Iterable[Output]) -> tuple[Output, ...]:
     return tuple(sorted(outputs, key=lambda output: quantizer_order(output.name)))
 
 
-def as_float(model: GgufModel, work: Work, scheme: str) -> GgufModel:
+def as_float(model: GgufModel, scheme: str) -> GgufModel:
     """The model with its weights in a floating type; quantized ones are unpacked.
 
     Norms and what else is small stay in float32, as llama.cpp wants them.

@@ -18,7 +18,7 @@ def opened(source: Artifact, work: Work) -> AbstractContextManager[Any]:
     """
     from convkit.ggml.requantizing import opened as from_file
 
-    return from_file(source, work)
+    return from_file(source)
 
 
 def sink(model: Any, out: Path, work: Work) -> None:

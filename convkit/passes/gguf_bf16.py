@@ -23,4 +23,4 @@ def gguf_bf16(model: Any, work: Work) -> Any:
     """Gives every matrix of weights the type BF16; norms stay in float32."""
     from convkit.ggml.requantizing import as_float
 
-    return as_float(model, work, "bf16")
+    return as_float(model, "bf16")

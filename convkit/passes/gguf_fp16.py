@@ -23,4 +23,4 @@ def gguf_fp16(model: Any, work: Work) -> Any:
     """Gives every matrix of weights the type F16; norms stay in float32."""
     from convkit.ggml.requantizing import as_float
 
-    return as_float(model, work, "f16")
+    return as_float(model, "f16")

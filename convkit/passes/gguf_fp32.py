@@ -23,4 +23,4 @@ def gguf_fp32(model: Any, work: Work) -> Any:
     """Gives every matrix of weights the type F32; norms stay in float32."""
     from convkit.ggml.requantizing import as_float
 
-    return as_float(model, work, "f32")
+    return as_float(model, "f32")

@@ -47,8 +47,5 @@ def cache_of(graph: ir.Graph, folder: Path) -> Cache:
 def _spec(value: ir.Value) -> TensorSpec:
     sizes = value.shape or ()
     shape = [size if isinstance(size, int) else str(size.value) for size in sizes]
-    return TensorSpec(value.name or "", _dtype(value), tuple(shape))
-
-
-def _dtype(value: ir.Value) -> str:
-    return "unknown" if value.dtype is None else str(value.dtype.numpy())
+    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy())
+    return TensorSpec(value.name or "", dtype, tuple(shape))

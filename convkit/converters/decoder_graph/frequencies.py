@@ -18,6 +18,13 @@ import numpy as np
 from convkit.checkpoint.rows import Array
 from convkit.converters.decoder_graph.blueprint import Growth, Rotary
 from convkit.converters.decoder_graph.settings import Settings
+from convkit.families.rotary_formulas import (
+    BETA_FAST,
+    BETA_SLOW,
+    longrope_attention,
+    yarn_attention,
+    yarn_bounds,
+)
 
 _KEYS = frozenset((
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "attention_factor",
@@ -66,7 +73,7 @@ def rotary(
         UnsupportedError: a kind or an option that transformers would read and this does not.
     """
     context = settings.number("max_position_embeddings", default=context)
-    found = dict(settings_of(settings) if own is None else own)
+    found = dict(_settings_of(settings) if own is None else own)
     found.setdefault("rope_theta", settings.get("rope_theta", theta))
     kind = str(found.get("rope_type") or found.get("type") or "default")
     kind = (renamed or {}).get(kind, kind)
@@ -95,7 +102,7 @@ def rotary(
         ) from cause
 
 
-def settings_of(settings: Settings) -> Mapping[str, Any]:
+def _settings_of(settings: Settings) -> Mapping[str, Any]:
     """The numbers of rotary positions, whether written by transformers 5 or before."""
     found: Mapping[str, Any] = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     settings.get("rope_parameters")
@@ -123,10 +130,8 @@ def _yarn(rope: _Rope) -> Rotary:
     original = own["original_max_position_embeddings"]
     factor = own["factor"]
     factor = rope.context / original if factor is None else factor
-    low, high = (
-        rope.width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-        for turns in (own.get("beta_fast") or 32, own.get("beta_slow") or 1)
-    )
+    betas = own.get("beta_fast") or BETA_FAST, own.get("beta_slow") or BETA_SLOW
+    low, high = yarn_bounds(rope.theta, rope.width, original, *betas)
     if own.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.width - 1)
@@ -134,19 +139,7 @@ def _yarn(rope: _Rope) -> Rotary:
     ramp = np.clip((np.arange(rope.width // 2, dtype=np.float32) - low) / np.float32(span), 0, 1)
     kept = 1 - ramp
     blended = 1 / (np.float32(factor) * powers) * (1 - kept) + 1 / powers * kept
-    return _made(blended, magnitude=_yarn_magnitude(own, factor))
-
-
-def _yarn_magnitude(own: Mapping[str, Any], factor: float) -> float:
-    if own.get("attention_factor") is not None:
-        return float(own["attention_factor"])
-
-    def grown(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    if own.get("mscale") and own.get("mscale_all_dim"):
-        return grown(own["mscale"]) / grown(own["mscale_all_dim"])
-    return grown(1)
+    return _made(blended, magnitude=yarn_attention(own, factor))
 
 
 def _llama3(rope: _Rope) -> Rotary:
@@ -162,15 +155,13 @@ def _llama3(rope: _Rope) -> Rotary:
 
 
 def _longrope(rope: _Rope) -> Rotary:
-    """Source: LongRoPE, arXiv:2402.13753."""
     own, powers = rope.own, _powers(rope)
     original = int(own["original_max_position_embeddings"])
     factor = own.get("factor")
     factor = rope.context / original if factor is None else factor
     magnitude = own.get("attention_factor")
     if magnitude is None:
-        grown = 1 + math.log(factor) / math.log(original)
-        magnitude = math.sqrt(grown) if factor > 1 else 1.0
+        magnitude = longrope_attention(factor, original)
     short, long = (np.float32(own[key]) for key in ("short_factor", "long_factor"))
     if short.shape != powers.shape or long.shape != powers.shape:
         raise ValueError(f"{len(powers)} factors are needed each for short and long texts")
