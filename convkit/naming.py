@@ -1,10 +1,16 @@
-"""Names of what a network returns: one rule for every format, so that results can be compared."""
+"""Names: of what a network returns, by one rule for every format; and a few of many, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """At most so many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def named_leaves(result: Any) -> Iterator[tuple[str, Any]]:

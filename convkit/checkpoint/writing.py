@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,9 +180,3 @@ def is_exact_in(rows: Rows, dtype: str) -> bool:
     """Whether every element survives in a narrower dtype; the tensor is read whole."""
     values = rows.read(0, rows.row_count)
     return np.array_equal(widened(narrowed(values, dtype), dtype), values)
-
-
-def names_of(tensors: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-    return ", ".join(tensors[:3]) + more

@@ -10,13 +10,14 @@ from typing import Any
 
 from convkit.artifact import Precision
 from convkit.checkpoint.rows import Rows
-from convkit.checkpoint.writing import FolderModel, Target, is_exact_in, names_of
+from convkit.checkpoint.writing import FolderModel, Target, is_exact_in
 from convkit.errors import ModelError
 from convkit.families import mapping
 from convkit.families.config import Config
 from convkit.families.family import Family, family_of_architecture
 from convkit.ggml.file import GgufFile
 from convkit.ggml.header import Header
+from convkit.naming import listed
 
 _DTYPES = {Precision.FP16: "F16", Precision.BF16: "BF16"}
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -92,7 +93,7 @@ def _targets(
     wide = [name for name, rows in tensors.items() if rows.dtype == "F32"]
     if dtype != "F32" and (left := [n for n in wide if not is_exact_in(tensors[n], dtype)]):
         note = (
-            f"{names_of(left)} do not fit {_NAMES[dtype]} and stay in float32; config.json says "
+            f"{listed(left, 3)} do not fit {_NAMES[dtype]} and stay in float32; config.json says "
             "float32, so that loading does not round them"
         )
         kept = {n: Target(r, "F32" if n in left else dtype) for n, r in tensors.items()}

@@ -21,6 +21,7 @@ from convkit.ggml.mixture_rules import layer_of
 from convkit.ggml.model import GgufModel, Measurement, Output
 from convkit.ggml.types import DEFAULT_SCHEMES, SCHEMES, Scheme
 from convkit.ggml.values import typed
+from convkit.naming import listed
 from convkit.step import Package, Work
 from convkit.vocabulary.tokens import Vocabulary
 
@@ -137,8 +138,7 @@ def _told(dropped: Mapping[str, str]) -> Iterator[str]:
     for name, reason in dropped.items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"left out: {names[0]}{more}: {reason}"
+        yield f"left out: {listed(names, 1)}: {reason}"
 
 
 def _prove(folder: Path, out: Path, note: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from convkit.errors import ModelError, UnsupportedError
 from convkit.families import rotary
 from convkit.families.config import Config
 from convkit.families.family import Entry, Family, Read, Source, Stored
+from convkit.naming import listed
 
 _NAMED = 6
 _COMPARED_ELEMENTS = 1 << 20
@@ -112,8 +113,9 @@ def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Map
         used.add(entry.gguf)
     left = [name for name in tensors if name not in used]
     if left:
+        named = listed(left, _NAMED)
         raise UnsupportedError(
-            f"{len(left)} tensors have no place in a Hugging Face checkpoint: {_listed(left)}.",
+            f"{len(left)} tensors have no place in a Hugging Face checkpoint: {named}.",
             why=f"They are none of those of {family.architecture}.",
         )
     return Mapped(made, {})
@@ -137,7 +139,7 @@ def _spellings(source: Source, family: Family) -> Iterator[Source]:
 def _missing(names: Sequence[str], family: Family, tensors: Mapping[str, Rows]) -> ModelError:
     return ModelError(
         f"The checkpoint lacks the tensor '{names[0]}'.",
-        why=f"Every {family.architecture} model has it. It holds: {_listed(list(tensors))}",
+        why=f"Every {family.architecture} model has it. It holds: {listed(list(tensors), _NAMED)}",
         hint="Is the download complete, and does config.json belong to it?",
         missing=[name for name in names if name not in tensors],
     )
@@ -209,14 +211,9 @@ def _accounted(family: Family, names: Sequence[str]) -> dict[str, str]:
             left.append(name)
     if left:
         raise UnsupportedError(
-            f"{len(left)} tensors have no place in GGUF: {_listed(left)}.",
+            f"{len(left)} tensors have no place in GGUF: {listed(left, _NAMED)}.",
             why=f"llama.cpp's {family.architecture} does not know them; without them the result "
             "would be another model.",
             tensors=left[:100],
         )
     return dropped
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

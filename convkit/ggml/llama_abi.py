@@ -40,6 +40,7 @@ from packaging.version import Version
 
 from convkit.checkpoint.rows import Array
 from convkit.errors import MissingRequirementError
+from convkit.naming import listed
 
 UNSPECIFIED = -1
 """`LLAMA_POOLING_TYPE_UNSPECIFIED`: as the file says. Other members of that enum follow."""
@@ -305,8 +306,7 @@ def library() -> Library:
         raise MissingRequirementError(
             f"xllamacpp {version} does not let llama.cpp's functions be called.",
             why=[
-                f"It does not export {', '.join(missing[:3])}"
-                + (f" and {len(missing) - 3} more." if len(missing) > 3 else "."),
+                f"It does not export {listed(missing, 3)}.",
                 "Its builds for Linux and macOS export them, those for Windows do not.",
             ],
             hint=_HINT,

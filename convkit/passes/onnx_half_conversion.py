@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from convkit.artifact import Artifact
 from convkit.errors import ModelError, UsageError
+from convkit.naming import listed
 from convkit.onnx_folder import copy_companions, data_name, graph_file, result_file, text_folder
 from convkit.onnx_typing import load_typed, nodes_of, opset_of
 from convkit.passes.onnx_half_cache import Cache, cache_of
@@ -147,16 +148,15 @@ def _report(plan: Plan, constants: Mapping[ir.Value, Constant], work: Work) -> N
         count = total + len(plan.half_nodes)
         work.note(f"{total} of {count} floating-point nodes stay in fp32.")
     for why, names in sorted(_merged(by_cause).items(), key=lambda item: -len(item[1])):
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        work.note(f"fp32: {why}: {', '.join(names[:_NAMES_SHOWN])}{more}.")
+        work.note(f"fp32: {why}: {listed(names, _NAMES_SHOWN)}.")
     changed = [
         value.name or ""
         for value in plan.masks.constants
         if constants[value].low < -plan.half.largest / 2 and constants[value].low != float("-inf")
     ]
     if changed:
-        listed = ", ".join(sorted(changed))
-        work.note(f"Masking constants became -30000, softmax gives the same: {listed}.")
+        masks = ", ".join(sorted(changed))
+        work.note(f"Masking constants became -30000, softmax gives the same: {masks}.")
 
 
 def _merged(by_cause: Mapping[str, list[str]]) -> dict[str, list[str]]:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from convkit.artifact import Artifact
+from convkit.checkpoint.folder_files import WeightFiles, find_weight_files
+from convkit.checkpoint.shard import Shard, open_shard
 from convkit.errors import ModelError, ResourceError, UnsupportedError
-from convkit.passes.torch_folder import Checkpoint, Shard, find_checkpoint, open_shard
+from convkit.naming import listed
 from convkit.safetensors_file import ITEM_BYTES, SafetensorsWriter, StoredTensor
 from convkit.step import Progress, Work
 
@@ -82,7 +84,7 @@ def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> Non
             f"The adapter {source.opening.adapter} cannot be merged into a folder.",
             hint=f"Merge it on the way to GGUF:  convkit convert {source.words} --to gguf",
         )
-    checkpoint = find_checkpoint(source.path)
+    checkpoint = _checkpoint(source.path)
     progress = _Progress(work.progress, f"{target.config_name} weights", checkpoint.byte_count())
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -105,12 +107,35 @@ def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> Non
         work.note(_kept_wide_note(progress.kept_wide, target))
 
 
+def _checkpoint(folder: Path) -> WeightFiles:
+    """The weights of a Hugging Face folder: safetensors where there are any, else `.bin`.
+
+    Raises:
+        UnsupportedError: it is no Hugging Face folder, or its weights lie in folders below it.
+        ModelError: the index is damaged or names a file that is missing; or there are no weights.
+        UnsafeError: the index names a file outside the folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise UnsupportedError(
+            f"{folder} is not a Hugging Face folder (no config.json in it).",
+            why="PyTorch weights are lowered in folders that hold config.json and weights.",
+            hint="Lower it on the exported graph instead:  convkit convert MODEL --to onnx --fp16",
+        )
+    found = find_weight_files(folder)
+    below = next((shard for shard in found.shards if shard.parent != folder), None)
+    if below is not None:
+        raise UnsupportedError(
+            f"{found.index} names a file in a folder of its own: {below}.",
+            hint="Move the weights beside config.json, and take the folder out of the index.",
+        )
+    return found
+
+
 def _kept_wide_note(names: list[str], target: Target) -> str:
-    shown = ", ".join(names[:_NAMED_TENSORS])
-    more = f" and {len(names) - _NAMED_TENSORS} more" if len(names) > _NAMED_TENSORS else ""
     return (
-        f"beyond the range of {target.config_name}, so left as they are: {shown}{more}; "
-        "config.json says float32, so that loading does not overflow them"
+        f"beyond the range of {target.config_name}, so left as they are: "
+        f"{listed(names, _NAMED_TENSORS)}; config.json says float32, so that loading does not "
+        "overflow them"
     )
 
 
@@ -224,7 +249,7 @@ def _write_index(out: Path, written: Mapping[Path, _WrittenShard]) -> None:
     (out / "model.safetensors.index.json").write_text(text, "utf-8")
 
 
-def _copy_companions(checkpoint: Checkpoint, out: Path, work: Work) -> None:
+def _copy_companions(checkpoint: WeightFiles, out: Path, work: Work) -> None:
     """Copies tokenizer, generation settings and the like; hidden files and other weights stay."""
     left_out = []
     for path in sorted(checkpoint.folder.rglob("*")):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Precision
 from convkit.checkpoint.rows import Rows
-from convkit.checkpoint.writing import names_of
 from convkit.converters.decoder_graph.attention import Cache, Plain
 from convkit.converters.decoder_graph.blueprint import Blueprint, Experts, Layer
 from convkit.converters.decoder_graph.call import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, Call
@@ -29,6 +28,7 @@ from convkit.converters.onnx_stream import (
 )
 from convkit.errors import UnsupportedError, UsageError
 from convkit.ggml.types import TYPES
+from convkit.naming import listed
 from convkit.onnx_metadata import CONFIG_KEY, WEIGHTS_KEY
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Built:
         """Sentences for the report; complete when the model is written."""
         if not self.rounded:
             return self.seen
-        names = names_of(sorted(self.rounded))
+        names = listed(sorted(self.rounded), 3)
         return (*self.seen, f"rounded, as PyTorch does when it loads them: {names}")
 
     def write(

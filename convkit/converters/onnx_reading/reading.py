@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from convkit.converters.onnx_reading.modern import NEWEST, modernise
 from convkit.converters.onnx_reading.whole_text import to_whole_text
 from convkit.errors import ConvkitError, ModelError, UnsupportedError
+from convkit.naming import listed
 from convkit.onnx_folder import text_folder
 from convkit.onnx_structure import read_structure
 from convkit.onnx_typing import fill_types, nodes_of, opset_of
@@ -236,11 +237,9 @@ def _tidy(model: ir.Model) -> None:
 def _unknown(operator: Operator, nodes: list[ir.Node]) -> UnsupportedError:
     domain, op_type = operator
     names = [node.name or str(node.outputs[0].name) for node in nodes]
-    shown = ", ".join(names[:_SHOWN_NODES])
-    more = f" and {len(names) - _SHOWN_NODES} more" if len(names) > _SHOWN_NODES else ""
     return UnsupportedError(
         f"The operator {domain or 'ai.onnx'}.{op_type} has no translation.",
-        why=f"Used by {shown}{more}.",
+        why=f"Used by {listed(names, _SHOWN_NODES)}.",
         hint=_advice(domain),
     )
 

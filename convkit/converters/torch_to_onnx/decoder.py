@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import Artifact
 from convkit.converters.torch_to_onnx.language_folder import (
-    copy_companions,
+    copy_settings,
     external_over_bytes,
     graph_path,
 )
@@ -55,7 +55,7 @@ def decoder(
             external_over_bytes=external_over_bytes(out),
             progress=lambda done: work.progress("writing weights", done, total, "B"),
         )
-        copy_companions(folder, out)
+        copy_settings(folder, out)
         if out.is_dir() and (checkpoint.quantization or source.opening.adapter):
             config = json.dumps(checkpoint.config, indent=2)
             (out / "config.json").write_text(config + "\n", encoding="utf-8")

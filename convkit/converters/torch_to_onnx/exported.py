@@ -16,7 +16,7 @@ from convkit.converters.torch_to_onnx.callable import (
     prepare,
     quiet,
 )
-from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_place
+from convkit.converters.torch_to_onnx.language_folder import copy_settings, graph_place
 from convkit.converters.torch_to_onnx.naming import (
     drop_traces,
     name_inputs,
@@ -99,7 +99,7 @@ def _export(
     drop_traces(model)
     work.progress("writing", 0, None)
     write(model, graph_place(source, out), ir_version=ir_version_for(opset))
-    copy_companions(source.path, out)
+    copy_settings(source.path, out)
 
 
 def _capture(prepared: Prepared, work: Work) -> torch.export.ExportedProgram:

@@ -17,7 +17,7 @@ from convkit.converters.torch_to_onnx.exported import (
     capture_error,
     translate,
 )
-from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_path
+from convkit.converters.torch_to_onnx.language_folder import copy_settings, graph_path
 from convkit.converters.torch_to_onnx.naming import drop_traces, name_inputs, name_outputs
 from convkit.converters.torch_to_onnx.stream import write
 from convkit.errors import RungSkipped, StepError
@@ -57,7 +57,7 @@ def exported_cache(source: Artifact, out: Path, work: Work, *, opset: int = 20) 
     drop_traces(model)
     work.progress("writing", 0, None)
     write(model, graph_path(out), ir_version=ir_version_for(opset))
-    copy_companions(source.path, out)
+    copy_settings(source.path, out)
 
 
 def _causal_network(source: Artifact, work: Work) -> Any:

@@ -9,7 +9,7 @@ from convkit.artifact import Artifact
 from convkit.converters.onnx_stream import EXTERNAL_OVER_BYTES
 from convkit.onnx_language_graph import is_causal
 
-_COMPANIONS = (
+_SETTINGS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -63,13 +63,13 @@ def external_over_bytes(out: Path) -> int:
 _MAPPED_OVER_BYTES = 64 << 20
 
 
-def copy_companions(source: Path, out: Path) -> None:
+def copy_settings(source: Path, out: Path) -> None:
     """Copies configuration and tokenizer of a Hugging Face folder into the folder `out`.
 
     Where `out` is no folder, the graph was asked for as a single file and stays one.
     """
     if not out.is_dir():
         return
-    for name in _COMPANIONS:
+    for name in _SETTINGS:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)

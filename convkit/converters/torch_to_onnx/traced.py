@@ -15,7 +15,7 @@ from convkit.converters.torch_to_onnx.callable import (
     prepare,
     quiet,
 )
-from convkit.converters.torch_to_onnx.language_folder import copy_companions, graph_place
+from convkit.converters.torch_to_onnx.language_folder import copy_settings, graph_place
 from convkit.converters.torch_to_onnx.naming import drop_traces, output_names
 from convkit.converters.torch_to_onnx.stream import write
 from convkit.errors import ConvkitError, RungSkipped, StepError, UnsupportedError
@@ -81,7 +81,7 @@ def legacy(source: Artifact, out: Path, work: Work, *, opset: int = 20) -> None:
         model = onnx_ir.load(draft)
         drop_traces(model)
         write(model, graph_place(source, out), ir_version=ir_version_for(opset))
-        copy_companions(source.path, out)
+        copy_settings(source.path, out)
     finally:
         draft.unlink(missing_ok=True)
 
