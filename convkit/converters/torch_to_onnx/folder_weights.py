@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from convkit.checkpoint.folder_files import find_weight_files
 from convkit.errors import RungSkipped
-from convkit.safetensors_file import FileTensor, SafetensorsReader
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+    from convkit.checkpoint.rows import Rows
 
-
-Rename = Callable[[dict[str, FileTensor]], Mapping[str, FileTensor]]
+Rename = Callable[[dict[str, "Rows"]], Mapping[str, "Rows"]]
 """From tensors under the folder's names to tensors under the graph's; may leave some out."""
 
 
 class FolderWeights:
-    """The tensors of a folder's safetensors files under the graph's names. A context manager."""
+    """The float tensors of a folder under the graph's names. A context manager."""
 
     def __init__(self, folder: Path, rename: Rename) -> None:
-        self._open = ExitStack()
-        stored: dict[str, FileTensor] = {}
-        for file in find_weight_files(folder).shards:
-            reader = self._open.enter_context(SafetensorsReader(file))
-            stored |= {tensor.name: tensor for tensor in reader.tensors}
+        from convkit.checkpoint.folder import open_folder
+
+        self._checkpoint = open_folder(folder)
+        stored = dict(self._checkpoint.tensors)
         self._tensors = {**stored, **rename(stored)}
 
     def __enter__(self) -> FolderWeights:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._checkpoint.close()
 
     def lazy(
         self, name: str, dtype: onnx_ir.DataType, *, is_transposed: bool = False
@@ -45,17 +39,17 @@ class FolderWeights:
         """A tensor that is read, converted to `dtype` and transposed (2-D) each time it is needed.
 
         Raises:
-            RungSkipped: the folder does not have it, or in a dtype without a counterpart.
+            RungSkipped: the folder does not have it.
         """
         import onnx_ir
 
         stored = self._tensors.get(name)
-        if stored is None or stored.dtype not in _DTYPES:
+        if stored is None:
             raise RungSkipped(f"the folder has no float weights for {name}")
         shape = stored.shape[::-1] if is_transposed else stored.shape
 
         def read() -> onnx_ir.TensorProtocol:
-            array = _array(stored).astype(dtype.numpy(), copy=False)
+            array = stored.array().astype(dtype.numpy(), copy=False)
             return onnx_ir.Tensor(array.T.copy() if is_transposed else array, dtype=dtype)
 
         return onnx_ir.LazyTensor(read, dtype=dtype, shape=onnx_ir.Shape(shape), name=name)
@@ -95,14 +89,3 @@ def _fold_transpose(
     graph.remove(users[0], safe=False)
     value.const_value, value.shape = tensor, tensor.shape
     turned.replace_all_uses_with(value)
-
-
-def _array(stored: FileTensor) -> np.ndarray[Any, Any]:
-    """The tensor's content; bfloat16 through ml_dtypes."""
-    import ml_dtypes
-    import numpy as np
-
-    name = _DTYPES[stored.dtype]
-    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    flat = np.frombuffer(stored.read(0, stored.byte_count), dtype)
-    return flat.reshape(stored.shape)

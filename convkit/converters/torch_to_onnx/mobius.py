@@ -24,11 +24,12 @@ from convkit.converters.torch_to_onnx.mobius_graph import (
 from convkit.converters.torch_to_onnx.naming import name_inputs, name_outputs
 from convkit.converters.torch_to_onnx.stream import write
 from convkit.errors import RungSkipped
-from convkit.safetensors_file import FileTensor
 from convkit.step import Package, Work, rung
 
 if TYPE_CHECKING:
     import onnx_ir
+
+    from convkit.checkpoint.rows import Rows
 
 _DTYPES = {Precision.FP32: "FLOAT", Precision.FP16: "FLOAT16", Precision.BF16: "BFLOAT16"}
 _DEFAULTS = {
@@ -136,12 +137,12 @@ def _build(source: Artifact, config: dict[str, Any]) -> onnx_ir.Model:
 def _renaming(model_type: str) -> Rename:
     """Mobius' own renaming of a checkpoint's tensors, which only looks at their names."""
 
-    def rename(stored: dict[str, FileTensor]) -> Mapping[str, FileTensor]:
+    def rename(stored: dict[str, Rows]) -> Mapping[str, Rows]:
         import mobius as builder
 
         kind = builder.registry.get(model_type)
         bare = {name.removeprefix(f"{model_type}."): tensor for name, tensor in stored.items()}
-        renamed: Mapping[str, FileTensor] = kind.preprocess_weights(None, bare)
+        renamed: Mapping[str, Rows] = kind.preprocess_weights(None, bare)
         return {**bare, **renamed}
 
     return rename
