@@ -32,6 +32,13 @@ ATTENTION = (
     Line("attn_output.weight", "self_attn.o_proj.weight", "hidden queries"),
 )
 
+BIASES = (
+    Line("attn_q.bias", "self_attn.q_proj.bias", "queries"),
+    Line("attn_k.bias", "self_attn.k_proj.bias", "keys"),
+    Line("attn_v.bias", "self_attn.v_proj.bias", "keys"),
+)
+"""Of queries, keys and values."""
+
 QUERY_NORMS = (
     Line("attn_q_norm.weight", "self_attn.q_norm.weight", "head"),
     Line("attn_k_norm.weight", "self_attn.k_norm.weight", "head"),

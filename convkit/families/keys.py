@@ -48,6 +48,7 @@ HEADS = Key("ARCH.attention.head_count", "num_attention_heads")
 KV_HEADS = Key(
     "ARCH.attention.head_count_kv", "num_key_value_heads", otherwise="ARCH.attention.head_count"
 )
+EXPERTS_ALL = Key("ARCH.expert_count", "num_experts")
 EXPERTS_USED = Key("ARCH.expert_used_count", "num_experts_per_tok")
 EXPERT_INNER = Key("ARCH.expert_feed_forward_length", "moe_intermediate_size")
 RMS_EPSILON = Key("ARCH.attention.layer_norm_rms_epsilon", "rms_norm_eps", float)

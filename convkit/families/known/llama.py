@@ -20,7 +20,15 @@ from convkit.families.decoder import (
     head_size_of,
 )
 from convkit.families.family import Family, Stored
-from convkit.families.keys import DECODER, EXPERTS_USED, RMS_EPSILON, Key, config_of, metadata_of
+from convkit.families.keys import (
+    DECODER,
+    EXPERTS_ALL,
+    EXPERTS_USED,
+    RMS_EPSILON,
+    config_of,
+    metadata_of,
+    named,
+)
 from convkit.families.rotary_recovery import rope_of
 from convkit.families.table import Line, Table
 
@@ -79,7 +87,7 @@ _MIXTURE = (
     Line("ffn_down_exps.weight", f"{_EXPERT}.w2.weight", "experts hidden inner", PILED,
          when=_is_mixture, others=(("mlp.experts.down_proj", SAME),)),
 )  # fmt: skip
-_EXPERTS = (Key("ARCH.expert_count", "num_local_experts"), EXPERTS_USED)
+_EXPERTS = (named(EXPERTS_ALL, "num_local_experts"), EXPERTS_USED)
 _WINDOW = "ARCH.attention.sliding_window"
 """llama.cpp does not look at it here; it is for the way back."""
 

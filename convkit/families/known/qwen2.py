@@ -8,6 +8,7 @@ from convkit.families import rotary, windows
 from convkit.families.config import Config
 from convkit.families.decoder import (
     ATTENTION,
+    BIASES,
     FEED_FORWARD,
     FEED_FORWARD_NORM,
     OUTSIDE,
@@ -20,14 +21,9 @@ from convkit.families.decoder import (
 from convkit.families.family import Family, Stored
 from convkit.families.keys import DECODER, RMS_EPSILON, config_of, metadata_of
 from convkit.families.rotary_recovery import rope_of
-from convkit.families.table import Line, Table
+from convkit.families.table import Table
 
 _KEYS = (*DECODER, RMS_EPSILON)
-_BIASES = (
-    Line("attn_q.bias", "self_attn.q_proj.bias", "queries"),
-    Line("attn_k.bias", "self_attn.k_proj.bias", "keys"),
-    Line("attn_v.bias", "self_attn.v_proj.bias", "keys"),
-)
 
 
 def _check(config: Config) -> None:
@@ -56,7 +52,7 @@ FAMILY = Family(
     architecture="qwen2",
     model_types=("qwen2",),
     classes=("Qwen2ForCausalLM",),
-    entries=Table(OUTSIDE, (*ATTENTION, *_BIASES, FEED_FORWARD_NORM, *FEED_FORWARD)),
+    entries=Table(OUTSIDE, (*ATTENTION, *BIASES, FEED_FORWARD_NORM, *FEED_FORWARD)),
     metadata=_metadata,
     config=_config,
     demands={"hidden_act": SILU},

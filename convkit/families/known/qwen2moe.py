@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from convkit.families import rotary, windows
 from convkit.families.config import Config
 from convkit.families.decoder import (
     ATTENTION,
+    BIASES,
     EMBEDDING,
     EXPERTS,
     FEED_FORWARD_NORM,
@@ -22,6 +24,7 @@ from convkit.families.family import Family, Stored
 from convkit.families.keys import (
     DECODER,
     EXPERT_INNER,
+    EXPERTS_ALL,
     EXPERTS_USED,
     RMS_EPSILON,
     Key,
@@ -34,7 +37,7 @@ from convkit.families.table import Line, Table
 _KEYS = (
     *DECODER,
     RMS_EPSILON,
-    Key("ARCH.expert_count", "num_experts"),
+    EXPERTS_ALL,
     EXPERTS_USED,
     EXPERT_INNER,
     Key("ARCH.expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
@@ -45,11 +48,7 @@ def _has_bias(config: Config) -> bool:
     return bool(config["qkv_bias"])
 
 
-_BIASES = (
-    Line("attn_q.bias", "self_attn.q_proj.bias", "queries", when=_has_bias),
-    Line("attn_k.bias", "self_attn.k_proj.bias", "keys", when=_has_bias),
-    Line("attn_v.bias", "self_attn.v_proj.bias", "keys", when=_has_bias),
-)
+_BIASES = tuple(replace(line, when=_has_bias) for line in BIASES)
 _SHARED = (
     Line("ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", "1 hidden"),
     Line("ffn_gate_shexp.weight", "mlp.shared_expert.gate_proj.weight", "shared_inner hidden"),

@@ -23,9 +23,9 @@ from convkit.families.family import Family, Stored
 from convkit.families.keys import (
     DECODER,
     EXPERT_INNER,
+    EXPERTS_ALL,
     EXPERTS_USED,
     RMS_EPSILON,
-    Key,
     config_of,
     metadata_of,
 )
@@ -35,7 +35,7 @@ from convkit.families.table import Table
 _KEYS = (
     *DECODER,
     RMS_EPSILON,
-    Key("ARCH.expert_count", "num_experts"),
+    EXPERTS_ALL,
     EXPERTS_USED,
     EXPERT_INNER,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from convkit.families import rotary
@@ -9,6 +10,7 @@ from convkit.families.changes import PILED
 from convkit.families.config import Config
 from convkit.families.decoder import (
     ATTENTION,
+    BIASES,
     EMBEDDING,
     FEED_FORWARD,
     FINAL_NORM,
@@ -47,9 +49,7 @@ _OUTSIDE = (
 _LAYER = (
     *ATTENTION,
     Line("attn_norm.bias", "input_layernorm.bias", "hidden"),
-    Line("attn_q.bias", "self_attn.q_proj.bias", "queries", when=_has_bias),
-    Line("attn_k.bias", "self_attn.k_proj.bias", "keys", when=_has_bias),
-    Line("attn_v.bias", "self_attn.v_proj.bias", "keys", when=_has_bias),
+    *(replace(line, when=_has_bias) for line in BIASES),
     Line("attn_q_norm.weight", "self_attn.q_layernorm.norms.{head}.weight", "heads head", PILED,
          when=_has_query_norms),
     Line("attn_k_norm.weight", "self_attn.k_layernorm.norms.{kv_head}.weight", "kv_heads head",

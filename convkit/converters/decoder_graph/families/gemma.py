@@ -22,6 +22,7 @@ from convkit.converters.decoder_graph.families.llama import UNUSED, attention_of
 from convkit.converters.decoder_graph.families.sizes import Sizes, layer_kinds, sizes_of, window_of
 from convkit.converters.decoder_graph.frequencies import rotary
 from convkit.converters.decoder_graph.settings import Settings
+from convkit.families.windows import FULL, SLIDING
 
 _TANH = "gelu_pytorch_tanh"
 
@@ -86,11 +87,11 @@ def _rotaries(
 ) -> dict[int | None, Rotary]:
     """Positions of full and of sliding layers, which transformers 5 keeps by kind of layer."""
     nested: Mapping[str, Any] = settings.get("rope_parameters", {})
-    if nested and not set(nested) <= {"full_attention", "sliding_attention"}:
+    if nested and not set(nested) <= {FULL, SLIDING}:
         raise settings.refusal("rope_parameters for all layers", "it wants them by kind of layer")
-    full = {**(nested.get("full_attention") or {}), **settings.get("rope_scaling", {})}
+    full = {**(nested.get(FULL) or {}), **settings.get("rope_scaling", {})}
     full.setdefault("rope_theta", settings.get("rope_theta", 1_000_000.0))
-    sliding = dict(nested.get("sliding_attention") or {})
+    sliding = dict(nested.get(SLIDING) or {})
     sliding.setdefault("rope_theta", settings.get("rope_local_base_freq", 10_000.0))
     return {
         width: rotary(settings, sizes.head, context=131072, own=full if width is None else sliding)

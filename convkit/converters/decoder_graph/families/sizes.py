@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convkit.converters.decoder_graph.settings import Settings
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+from convkit.families.windows import FULL, SLIDING
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,14 @@ def layer_kinds(settings: Settings, slides: Sequence[Any], window: int | None) -
     Raises:
         UnsupportedError: a kind that is neither full nor sliding, or not one for each layer.
     """
-    kinds = settings.get("layer_types") or [_SLIDING if is_on else _FULL for is_on in slides]
-    odd = set(kinds) - {_FULL, _SLIDING}
+    kinds = settings.get("layer_types") or [SLIDING if is_on else FULL for is_on in slides]
+    odd = set(kinds) - {FULL, SLIDING}
     if odd:
         raise settings.refusal(f"layers of kind '{odd.pop()}'", "that attention is not known")
     if len(kinds) != len(slides):
         raise settings.refusal(
             f"{len(kinds)} layer_types for {len(slides)} layers", "they do not belong together"
         )
-    if _SLIDING in kinds and window is None:
+    if SLIDING in kinds and window is None:
         raise settings.refusal("sliding layers without a window", "sliding_window is missing")
-    return [window if kind == _SLIDING else None for kind in kinds]
+    return [window if kind == SLIDING else None for kind in kinds]
