@@ -27,7 +27,6 @@ FRAMEWORKS = frozenset(
 # and of frameworks' values that rooms share.
 FOUNDATION = frozenset(
     (
-        "",
         "artifact",
         "step",
         "errors",
@@ -43,16 +42,13 @@ FOUNDATION = frozenset(
         "processors",
         "safetensors_file",
         "naming",
-        "runner",
         "streaming",
         "tensorflow_checkpoint",
         "tensorflow_ends",
         "tensorflow_feeds",
         "tensorflow_graph",
         "tensorflow_import",
-        "tensorflow_inlining",
         "tensorflow_keras",
-        "tensorflow_keras_order",
         "tensorflow_proto",
         "tensorflow_reach",
         "tensorflow_session",
@@ -69,12 +65,12 @@ SHARED = ("checkpoint", "families", "ggml", "vocabulary")
 # Module -> the only modules of convkit it may import.
 NARROW = {
     "errors": frozenset(),
-    "artifact": frozenset(("errors",)),
+    "artifact": frozenset(),
     "runner": frozenset(("artifact",)),
-    "step": frozenset(("artifact", "errors", "runner")),
+    "step": frozenset(("artifact", "runner")),
     "streaming": frozenset(("artifact", "step")),
     "processors": frozenset(),
-    "protobuf": frozenset(("errors",)),
+    "protobuf": frozenset(),
     "safetensors_file": frozenset(("errors", "checkpoint.ranges")),
     "factory": frozenset(("errors",)),
     "naming": frozenset(),
@@ -89,7 +85,7 @@ NARROW = {
     "torchscript_module": frozenset(),
     "torchscript_signature": frozenset(("artifact",)),
     "samples": frozenset(("artifact", "errors", "step")),
-    "metrics": frozenset(("errors",)),
+    "metrics": frozenset(),
     "onnx_external": frozenset(("errors",)),
     "onnx_folder": frozenset(("artifact",)),
     "onnx_language_graph": frozenset(
@@ -97,7 +93,7 @@ NARROW = {
     ),
     "onnx_metadata": frozenset(("protobuf",)),
     "onnx_structure": frozenset(("errors", "onnx_external", "processors", "protobuf")),
-    "onnx_typing": frozenset(("errors", "protobuf", "onnx_structure")),
+    "onnx_typing": frozenset(("errors", "onnx_structure")),
 }
 
 
