@@ -53,7 +53,7 @@ def test_rows_of_any_length_become_the_bytes_of_libggml(name: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "IQ4_NL"])
+@pytest.mark.parametrize("name", ["Q4_K", "IQ4_NL", pytest.param("Q3_K", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("processor", "features"), [("haswell", "+avx2,+fma"), ("x86-64", "+sse2")]
 )
