@@ -99,11 +99,18 @@ def label_of(feeds: Feeds) -> str:
 
 
 class Tally:
-    """Collects checks and keeps the worst of each (output, metric)."""
+    """Collects checks and keeps the worst of each (output, metric).
 
-    def __init__(self, limits: Limits, precision: Precision) -> None:
+    Args:
+        limits: how far numbers may be apart.
+        precision: of the candidate.
+        may_widen: float32 serves where the reference gives a half.
+    """
+
+    def __init__(self, limits: Limits, precision: Precision, *, may_widen: bool = False) -> None:
         self._limits = limits
         self._precision = precision
+        self._may_widen = may_widen
         self._worst: dict[tuple[str, str], Check] = {}
         self._faint: dict[str, float] = {}
         self._predictions: dict[str, Predictions] = {}
@@ -142,9 +149,7 @@ class Tally:
         same_shape = expected.shape == got.shape
         shapes = label if same_shape else f"{label}: {got.shape}, not {expected.shape}"
         self.add(Check(name, "shape", float(not same_shape), 0.0, same_shape, shapes))
-        same_dtype = expected.dtype == got.dtype or (
-            _is_real(expected) and got.dtype.name == _FLOAT_OF.get(self._precision)
-        )
+        same_dtype = expected.dtype == got.dtype or self._may_become(expected, got)
         dtypes = label if same_dtype else f"{label}: {got.dtype}, not {expected.dtype}"
         self.add(Check(name, "dtype", float(not same_dtype), 0.0, same_dtype, dtypes))
         if same_shape and _is_real(expected) and _is_real(got):
@@ -153,6 +158,12 @@ class Tally:
             share = metrics.agreement(expected, got)
             limit = self._limits.top1
             self.add(Check(name, "agreement", share, limit, share >= limit, label))
+
+    def _may_become(self, expected: Array, got: Array) -> bool:
+        """Whether an output may have another dtype than in the reference."""
+        is_own = _is_real(expected) and got.dtype.name == _FLOAT_OF.get(self._precision)
+        is_wider = expected.dtype.name in _FLOAT_OF.values() and got.dtype.name == "float32"
+        return is_own or (is_wider and self._may_widen)
 
     def judge_meaning(
         self,

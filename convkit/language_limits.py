@@ -84,6 +84,9 @@ LIMITS: Mapping[str, LanguageLimits] = {
 }
 """Scheme -> limits."""
 
+_FLOATS = {Precision.FP32, Precision.FP16, Precision.BF16}
+"""Weights of which runtimes round activations to bfloat16 at most."""
+
 
 @dataclass(frozen=True)
 class Party:
@@ -103,15 +106,21 @@ class Party:
 def limits_between(reference: Party, candidate: Party) -> LanguageLimits:
     """How far the candidate may be from the reference.
 
-    Where its weights are worth less, its scheme decides; else only what the runtimes round.
+    Where its weights are worth less, its scheme decides, unless what runtimes round asks for more.
     """
     same_scheme = not candidate.scheme or candidate.scheme == reference.scheme
     is_lowered = candidate.precision.bits < reference.precision.bits or (
         candidate.precision.bits == reference.precision.bits and not same_scheme
     )
+    lowered = _EXACT
     if is_lowered or candidate.precision is Precision.BF16 is not reference.precision:
-        return LIMITS[candidate.scheme or DEFAULT_SCHEMES[candidate.precision]]
+        lowered = LIMITS[candidate.scheme or DEFAULT_SCHEMES[candidate.precision]]
+    return max(lowered, _rounding(reference, candidate), key=lambda limits: limits.kl)
+
+
+def _rounding(reference: Party, candidate: Party) -> LanguageLimits:
+    """What runtimes alone make of equal weights."""
     if not (reference.rounds or candidate.rounds):
         return _EXACT
-    is_bf16 = {reference.precision, candidate.precision} <= {Precision.BF16, Precision.FP32}
-    return LIMITS["bf16"] if is_bf16 else ROUNDED
+    is_float = {reference.precision, candidate.precision} <= _FLOATS
+    return LIMITS["bf16"] if is_float else ROUNDED

@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 _IN_FLOAT = Party(Precision.FP32)
+_HALVES = (Precision.FP16, Precision.BF16)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,11 @@ def compare(
         shapes = "; ".join(map(str, candidate.inputs))
         check = Check("inputs", "shape", 1.0, 0.0, False, f"takes none of the inputs: {shapes}")
         return Comparison((check,), lost)
-    tally = Tally(LIMITS[precision], precision)
+    tally = Tally(
+        LIMITS[_judged_at(reference.party.precision, precision)],
+        precision,
+        may_widen=not same_names or precision not in _HALVES,
+    )
     limits = limits_between(reference.party, _party(candidate, precision))
     distributions = reference.distributions | candidate.distributions
     vectors = reference.vectors | candidate.vectors
@@ -199,6 +204,12 @@ def compare(
     if unasked:
         notes.append(f"{unasked} of {len(reference.runs)} inputs cannot be asked of this format")
     return Comparison(tally.checks, lost, tuple(renamed.items()), (*tally.notes, *notes))
+
+
+def _judged_at(reference: Precision, candidate: Precision) -> Precision:
+    """The precision whose limits count: a source that computes in halves measures no finer."""
+    known = (reference, candidate) if reference in _HALVES else (candidate,)
+    return min(known, key=lambda precision: LIMITS[precision].sqnr_db)
 
 
 def _match(expected: Outputs, got: Outputs, same_names: bool) -> dict[str, str | None]:

@@ -18,6 +18,7 @@ from convkit.step import Feeds, LanguageRunner, Outputs, Runner
 
 Array = np.ndarray[Any, Any]
 FLOAT = Party(Precision.FP32)
+COMPUTED_IN_BF16 = Party(Precision.BF16, rounds=True)
 
 
 class Speaker(LanguageRunner):
@@ -156,6 +157,10 @@ def test_likelihood_is_taken_of_the_second_half_as_llama_perplexity_does() -> No
         (FLOAT, Party(Precision.BF16, rounds=True), "bf16"),
         (Party(Precision.BF16), Party(Precision.BF16, "bf16", rounds=True), "bf16"),
         (Party(Precision.Q4, "q6_k", True), Party(Precision.Q4, "q4_0", True), "q4_0"),
+        (COMPUTED_IN_BF16, Party(Precision.BF16, "bf16", rounds=True), "bf16"),
+        (COMPUTED_IN_BF16, Party(Precision.FP16, "f16"), "bf16"),
+        (COMPUTED_IN_BF16, Party(Precision.FP32, "f32"), "bf16"),
+        (COMPUTED_IN_BF16, Party(Precision.INT8, "q8_0", rounds=True), "q8_0"),
     ],
 )
 def test_what_is_lowered_is_judged_by_its_scheme(

@@ -148,6 +148,31 @@ def test_a_half_precision_result_may_give_half_precision_outputs() -> None:
     assert judged(lambda x: {"y": x}, half, "fp16").passed
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8", "q4"])
+def test_what_computes_in_float_may_give_floats_where_the_source_gave_halves(
+    precision: str,
+) -> None:
+    def steps(x: Any, dtype: Any) -> Outputs:
+        return {"y": np.round(x * 8).astype(dtype) / 8}
+
+    def reference(x: Any) -> Outputs:
+        return steps(x, np.float16)
+
+    def candidate(x: Any) -> Outputs:
+        return steps(x, np.float32)
+
+    assert judged(reference, candidate, precision).passed
+    assert failed(judged(reference, candidate, "fp16")) == {"dtype"}
+
+
+def test_a_source_computed_in_half_precision_measures_no_finer_than_that() -> None:
+    runner = Computing(lambda x: {"y": x.astype(np.float16)})
+    feeds = [runner.example(sizes, 0) for sizes in samples.shape_sets(runner.inputs)]
+    recording = verification.record(runner, feeds, 3, precision=Precision.FP16)
+    candidate = Computing(lambda x: {"y": x})
+    assert verification.compare(recording, candidate, Precision.FP32).passed
+
+
 def test_integers_must_agree() -> None:
     def source(x: Any) -> Outputs:
         return {"y": x.argmax(-1)}

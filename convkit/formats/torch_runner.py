@@ -33,6 +33,10 @@ class TorchRunner(Runner):
         self._network: torch.nn.Module | None = network
         self._example = example
         self._parameters = parameters_of(network)
+        # PyTorch computes in the type of the weights.
+        self.rounds_activations = any(
+            str(parameter.dtype) == "torch.bfloat16" for parameter in network.parameters()
+        )
         self._seen: list[tuple[dict[str, int], dict[str, tuple[str, tuple[int, ...]]]]] = []
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import convkit
-from convkit import graph, pipeline
+from convkit import graph, library, pipeline, recording, verification
 from convkit.artifact import Precision
 from convkit.errors import UnsupportedError
 from convkit.ggml.file import GgufFile
@@ -58,6 +58,22 @@ def test_float_weights_stay_float(tmp_path: Path, dtype: str) -> None:
     expected = {"float32": Precision.FP32, "float16": Precision.FP16}[dtype]
     assert report.passed
     assert report.artifact.precision is expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_folders_in_half_precision_become_graphs_of_every_other_precision(
+    tmp_path: Path, dtype: str
+) -> None:
+    folder = llama_folder(tmp_path / "model", dtype)
+    torch = graph.discover().format("torch")
+    source = recording.record_source(graph.detect(folder), None, torch)
+    for precision in ("fp32", "fp16", "int8", "q4"):
+        made = convkit.convert(
+            folder, to="onnx", precision=precision, out=tmp_path / precision, verify=False
+        ).artifact
+        with library.open_as_verified(made) as runner:
+            compared = verification.compare(source, runner, made.precision)
+        assert compared.passed, (precision, compared.failures)
 
 
 def test_a_graph_of_our_own_comes_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
