@@ -64,6 +64,11 @@ class Child(Generic[T]):
         )
         self._talk.start()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether `result` would not have to wait."""
+        return not self._talk.is_alive()
+
     def result(self) -> T:
         """What the function returned; waits for it.
 

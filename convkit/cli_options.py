@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from convkit.recipe import Recipe
 
 
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "q4")
+
+
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options every command has."""
     for option in (
@@ -69,8 +72,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--set", "settings", multiple=True, metavar="STEP.OPTION=VALUE",
                      help="An option of a step: onnx-fp16.keep_io=false."),
         click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the result goes."),
-        *(click.option(f"--{name}", "precision", flag_value=name, help=f"At {name} precision.")
-          for name in ("q4", "int8", "bf16", "fp16")),
+        *(click.option(f"--{name}", is_flag=True, help=f"At {name} precision.")
+          for name in reversed(_PRECISIONS)),
         click.option("--scheme", metavar="NAME", help="How to quantize: q4_k_m, q6_k, iq4_xs."),
         click.option("--to", required=True, metavar="FORMAT", help="Target format."),
     ):  # fmt: skip
@@ -85,7 +88,7 @@ def recipe_from(options: dict[str, Any]) -> Recipe:
     return recipe.make(
         model=options["model"],
         to=options["to"],
-        precision=options["precision"],
+        precision=_precision(options),
         scheme=options["scheme"],
         out=options["out"],
         weights=options["weights"],
@@ -104,6 +107,21 @@ def recipe_from(options: dict[str, Any]) -> Recipe:
         trust=options["trust"],
         force=options["force"],
     )
+
+
+def _precision(options: dict[str, Any]) -> str | None:
+    """The precision that a flag asks for.
+
+    Raises:
+        UsageError: several do.
+    """
+    from convkit.errors import UsageError
+
+    asked = [name for name in _PRECISIONS if options[name]]
+    if len(asked) > 1:
+        flags = " and ".join(f"--{name}" for name in asked)
+        raise UsageError(f"{flags} do not go together.", hint=f"Choose one:  --{asked[0]}")
+    return asked[0] if asked else None
 
 
 def _layout(name: str | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -136,9 +137,7 @@ class Climb:
             samples=LazySamples(self.recorder),
             load=self._load,
             note=note,
-            progress=lambda what, done, total, unit="": self.listener.progress(
-                f"{step.name}: {what}", done, total, unit
-            ),
+            progress=functools.partial(self._progress, step),
             recorded=lambda: self._recorded(target[0]),
             calibration=self.calibration,
             is_forced=self.is_forced,
@@ -159,6 +158,12 @@ class Climb:
         if not judgement.comparison.passed:
             raise _verification_error(step, judgement.comparison, out)
         return _Attempt(made, judgement.comparison, judgement.peak_rss_mib)
+
+    def _progress(
+        self, step: Step, what: str, done: int, total: int | None, unit: str = ""
+    ) -> None:
+        self.recorder.check()
+        self.listener.progress(f"{step.name}: {what}", done, total, unit)
 
     def _failure(
         self, step: Step, failures: list[ConvkitError], reasons: Mapping[str, str]

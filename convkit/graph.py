@@ -6,20 +6,18 @@ import functools
 import heapq
 import importlib
 import importlib.metadata
-import os
 import pkgutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from convkit import factory_name
-from convkit.artifact import Artifact, Opening, Precision, TensorSpec
+from convkit.artifact import Artifact, Opening, Precision
 from convkit.errors import ModelError, NoRouteError, UnknownNameError, UsageError
 from convkit.step import Converter, Format, Package, Pass, Step
+from convkit.unrecognised import existing, unrecognised
 
 _ROOMS = ("formats", "converters", "passes")
 
@@ -306,17 +304,17 @@ def _detect(
     if not path.exists() and factory_name.matches(text):
         file, key = factory_name.split_weights(weights)
         opening = replace(opening, factory=text, weights_key=key)
-        path = _existing(file) if file else factory_name.module_file(text)
+        path = existing(file) if file else factory_name.module_file(text)
     elif weights is not None:
         raise UsageError(
             f"--weights goes with a factory, but {text} is a path.",
             hint=f"Name the network:  convkit convert package.module:factory --weights {weights}",
         )
     else:
-        _existing(path)
+        existing(path)
     found = next((f for f in graph.formats.values() if f.matches(path, opening)), None)
     if found is None:
-        raise _unrecognised(path, graph)
+        raise unrecognised(path, graph.formats)
     described = found.describe(path, opening)
     artifact = Artifact(
         path=path,
@@ -328,65 +326,3 @@ def _detect(
         data_files=described.data_files,
     )
     return replace(artifact, lineage=artifact.read_lineage())
-
-
-def opening_of(
-    inputs: Sequence[str] = (),
-    examples: Path | None = None,
-    trust: bool = False,
-    signature: str | None = None,
-    input_names: Sequence[str] = (),
-    output_names: Sequence[str] = (),
-    adapter: Path | None = None,
-) -> Opening:
-    """How a model is to be opened: inputs as the user described them, else read off examples."""
-    specs: tuple[TensorSpec, ...] = ()
-    if inputs or examples:
-        from convkit import samples
-
-        specs = tuple(samples.parse_spec(text) for text in inputs)
-        if examples and not specs and not samples.is_text(examples):
-            specs = samples.specs_of(samples.read(examples))
-    return Opening(
-        inputs=specs,
-        signature=signature,
-        input_names=tuple(input_names),
-        output_names=tuple(output_names),
-        adapter=adapter,
-        trust=trust,
-    )
-
-
-def _existing(path: Path) -> Path:
-    if path.exists():
-        return path
-    if path.is_symlink():
-        raise ModelError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, names, n=1)
-    raise ModelError(
-        f"There is no file or folder {path}.",
-        hint=f"Did you mean {path.parent / near[0]}?" if near else "",
-    )
-
-
-def _unrecognised(path: Path, graph: ConverterGraph) -> ModelError:
-    if path.is_dir():
-        what = f"The folder {path} holds no model of a known format."
-        names = sorted(p.name for p in path.iterdir())
-        why = f"It holds: {', '.join(names[:8]) or 'nothing'}"
-    else:
-        size = path.stat().st_size
-        what = f"{path} is empty." if size == 0 else f"{path} is not a model of a known format."
-        why = "" if size == 0 else _beginning(path, size)
-    known = ", ".join(graph.formats)
-    return ModelError(what, why=[why] if why else [], hint=f"Known formats: {known}")
-
-
-def _beginning(path: Path, size: int) -> str:
-    """What a file starts with. Source: PKWARE APPNOTE 4.3, whose directory lies at the end."""
-    with path.open("rb") as stream:
-        head = stream.read(8)
-    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
-        return f"Its {size} bytes start as a zip archive whose end is missing: it is truncated."
-    return f"{size} bytes, starting with {head.hex(' ')}"

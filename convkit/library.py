@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from convkit import graph
 from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.errors import MissingRequirementError, StepError
+from convkit.openings import check_is_heeded, opening_of
 
 if TYPE_CHECKING:
     from convkit.bisect import Divergence
@@ -123,12 +124,13 @@ def load(
 
     Raises:
         ModelError: it cannot be used.
+        UsageError: what is said of opening it has no effect.
         MissingRequirementError: the package that runs it is missing.
     """
-    opening = graph.opening_of(
-        inputs, None, trust, signature, input_names, output_names, _path(adapter)
-    )
-    return open_as_verified(_detect(model, weights, opening), exactly=False)
+    opening = opening_of(inputs, None, trust, signature, input_names, output_names, _path(adapter))
+    artifact = _detect(model, weights, opening)
+    check_is_heeded(opening, [graph.discover().format(artifact.format)], str(model))
+    return open_as_verified(artifact, exactly=False)
 
 
 def inspect(
@@ -149,11 +151,12 @@ def inspect(
         ModelError: it cannot be used.
     """
     examples = Path(samples) if samples else None
-    opening = graph.opening_of(
+    opening = opening_of(
         inputs, examples, trust, signature, input_names, output_names, _path(adapter)
     )
     artifact = _detect(model, weights, opening)
     found = graph.discover().format(artifact.format)
+    check_is_heeded(opening, [found], str(model))
     return artifact, found.describe(artifact.path, artifact.opening)
 
 
@@ -265,15 +268,17 @@ def verify(
 
     listener = listener or Silence()
     examples = Path(samples) if samples else None
-    opening = graph.opening_of(
+    opening = opening_of(
         inputs, examples, trust, signature, input_names, output_names, _path(adapter)
     )
     left = _detect(reference, weights, opening)
     right = _detect(candidate, weights, replace(opening, adapter=None))
+    formats = [graph.discover().format(side.format) for side in (left, right)]
+    check_is_heeded(Opening(adapter=opening.adapter), formats[:1], str(reference))
+    check_is_heeded(replace(opening, adapter=None), formats, f"{reference} or {candidate}")
     _require_packages(left, right)
     listener.stage("Running the reference")
-    found = graph.discover().format(left.format)
-    recording = recordings.record_source(left, examples, found)
+    recording = recordings.record_source(left, examples, formats[0])
     if not right.inputs and not right.opening.inputs:
         right = replace(right, opening=replace(right.opening, inputs=recording.inputs))
     listener.stage("Running the candidate")

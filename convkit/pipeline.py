@@ -6,17 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from convkit import fusing, graph, opset_step, resources, verification
-from convkit.artifact import Artifact, Precision
+from convkit import demands, fusing, graph, opset_step, resources, verification
+from convkit.artifact import Artifact
 from convkit.climb import Climb
 from convkit.destination import default_destination
-from convkit.errors import MissingRequirementError, UnknownNameError, UsageError
+from convkit.errors import UsageError
 from convkit.graph import ConverterGraph, Route
 from convkit.listener import Listener, Silence
+from convkit.openings import check_is_heeded
 from convkit.options import options_of
 from convkit.recipe import Recipe
 from convkit.recording import Recorder
@@ -45,11 +45,13 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
         ModelError, UsageError, NoRouteError: see `graph.detect` and `ConverterGraph.plan`.
     """
     converters = converters or graph.discover()
-    precision = _precision(recipe, converters)
+    demands.check_samples(recipe)
+    precision = demands.precision_of(recipe, converters)
     options = options_of(converters, recipe.settings)
     source = graph.detect(
         recipe.model, weights=recipe.weights, opening=recipe.opening(), graph=converters
     )
+    check_is_heeded(source.opening, [converters.format(source.format)], recipe.model)
     state = (source.format, source.precision)
     route = converters.plan(state, recipe.to, precision, source)
     if not route.steps and recipe.scheme:
@@ -60,13 +62,13 @@ def plan(recipe: Recipe, converters: ConverterGraph | None = None) -> Plan:
             f"{recipe.model} already is {source.format} at {source.precision}.",
             hint="Ask for another format or precision:  --to FORMAT  --fp16",
         )
-    _check_options_are_used(options, route)
-    _share_options(recipe, route, options)
+    demands.check_options(options, route)
+    demands.share_options(recipe, route, options)
     destination = recipe.out or default_destination(
         source, recipe.model, route, converters, recipe.scheme
     )
     destination = destination.expanduser().absolute()
-    _check_source_survives(source, destination)
+    demands.check_source_survives(source, destination)
     return Plan(recipe, source, route, destination, options)
 
 
@@ -83,7 +85,7 @@ def run(
     started = time.perf_counter()
     listener.stage("Looking at the model")
     job = plan(recipe, converters)
-    _check_needs(job, converters)
+    demands.check_needs(job.route, converters, verifies=recipe.verify)
     steps = fusing.fused(job.route, job.options)
     with ExitStack() as cleanup:
         place = cleanup.enter_context(workspace(job.destination, force=recipe.force))
@@ -188,53 +190,11 @@ def _unseen(what: str, done: int, total: int | None, unit: str = "") -> None:
     """Nobody sees how far a plan is."""
 
 
-def _precision(recipe: Recipe, converters: ConverterGraph) -> Precision | None:
-    """What is asked for, by a flag or by a scheme of the target.
-
-    Raises:
-        UnknownNameError: the target has no such scheme, or there is no such target.
-        UsageError: the scheme belongs to another precision.
-    """
-    target = converters.format(recipe.to)
-    if recipe.scheme is None:
-        return recipe.precision
-    if recipe.scheme not in target.schemes:
-        raise UnknownNameError(f"scheme of {recipe.to}", recipe.scheme, target.schemes)
-    precision = target.schemes[recipe.scheme]
-    if recipe.precision not in (None, precision):
-        raise UsageError(
-            f"--scheme {recipe.scheme} is {precision}, not {recipe.precision}.",
-            hint=f"Leave one of them out:  --scheme {recipe.scheme}",
-        )
-    return precision
-
-
 def _requantizing(route: Route, converters: ConverterGraph) -> Route:
     """From one scheme to another of the same precision: the pass to it, although nothing falls."""
     name = f"{route.source[0]}-{route.source[1]}"
     step = converters.steps.get(name)
     return route if step is None else replace(route, steps=(step,), cost=step.cost)
-
-
-def _check_needs(job: Plan, converters: ConverterGraph) -> None:
-    """Names every missing package before any work.
-
-    Raises:
-        MissingRequirementError: packages of the route, or to open what it makes, are missing.
-    """
-    formats = dict.fromkeys(name for name, _ in job.route.states)
-    needs = chain(
-        job.route.missing(), (need for name in formats for need in converters.format(name).needs)
-    )
-    missing = list(dict.fromkeys(need for need in needs if not need.is_available))
-    if missing:
-        extras = ",".join(dict.fromkeys(need.extra for need in missing))
-        raise MissingRequirementError(
-            f"The route {' -> '.join(step.name for step in job.route.steps)} needs packages that "
-            f"are not installed: {', '.join(need.module for need in missing)}.",
-            hint=f'pip install "convkit-ml[{extras}]"',
-            missing=[need.module for need in missing],
-        )
 
 
 def _needed_bytes(job: Plan, steps: Sequence[Step], source_bytes: int) -> int:
@@ -247,57 +207,3 @@ def _needed_bytes(job: Plan, steps: Sequence[Step], source_bytes: int) -> int:
         state = graph.after(step, state)
         needed += source_bytes * state[1].bits // bits
     return needed
-
-
-def _check_options_are_used(options: Mapping[str, Any], route: Route) -> None:
-    names = [step.name for step in route.steps]
-    unused = [name for name in options if name not in names]
-    if unused:
-        raise UsageError(f"--set {unused[0]}... has no effect: the route is {' -> '.join(names)}.")
-
-
-def _share_options(recipe: Recipe, route: Route, options: dict[str, dict[str, Any]]) -> None:
-    """Hands what a recipe says of the whole route to the steps that know it.
-
-    Raises:
-        UsageError: no step does.
-    """
-    shared = (
-        ("opset", recipe.opset, f"--opset {recipe.opset}", "which writes no ONNX"),
-        ("scheme", recipe.scheme, "", ""),  # it said the precision, which may be all there is
-        ("pure", recipe.pure or None, "--pure", "which mixes no types"),
-        ("tensor_types", recipe.tensor_types or None, "--tensor-type", "which mixes no types"),
-    )
-    for option, value, flag, why in shared:
-        if value is None:
-            continue
-        takers = [step.name for step in route.steps if option in step.options]
-        if not takers and flag:
-            names = " -> ".join(step.name for step in route.steps)
-            raise UsageError(
-                f"{flag} has no effect: the route is {names}, {why}.",
-                hint=f"Leave {flag.split()[0]} out.",
-            )
-        for name in takers:
-            options.setdefault(name, {}).setdefault(option, value)
-    if recipe.calibration and not any(getattr(step, "calibrated", False) for step in route.steps):
-        raise UsageError(
-            "--calibration has no effect: no step of the route is calibrated.",
-            hint="Leave --calibration out.",
-        )
-
-
-def _check_source_survives(source: Artifact, destination: Path) -> None:
-    """A result never takes the place of what it was made from, `--force` or not.
-
-    Raises:
-        UsageError: the destination is the source, one of its data files, or a folder around it.
-    """
-    made = destination.resolve()
-    for path in (source.path, *source.data_files):
-        used = path.resolve()
-        if used == made or made in used.parents:
-            raise UsageError(
-                f"{destination} is the source model, or holds it; the result would replace it.",
-                hint="Write elsewhere:  -o PATH",
-            )

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from convkit import graph
 from convkit.artifact import Opening, Precision
 from convkit.errors import UsageError
+from convkit.openings import opening_of
 
 _FIELDS = {"set": "settings"}
 """Names in YAML that are called otherwise in Python, where `set` is taken."""
+
+
+def _lower(name: Any) -> Any:
+    """Schemes are spelled either way, `Q4_K_M` in names of files."""
+    return name.lower() if isinstance(name, str) else name
 
 
 class Recipe(BaseModel):
@@ -50,7 +55,7 @@ class Recipe(BaseModel):
     precision: Precision | None = None
     out: Path | None = None
     weights: str | None = None
-    scheme: str | None = None
+    scheme: Annotated[str, BeforeValidator(_lower)] | None = None
     samples: Path | None = None
     calibration: Path | None = None
     adapter: Path | None = None
@@ -68,7 +73,7 @@ class Recipe(BaseModel):
 
     def opening(self) -> Opening:
         """How the model is to be opened, as far as the recipe says."""
-        return graph.opening_of(
+        return opening_of(
             self.inputs,
             self.samples,
             self.trust,

@@ -13,7 +13,7 @@ import numpy as np
 from convkit import graph, samples, verification
 from convkit.artifact import Artifact, TensorSpec
 from convkit.child import Child, ChildDiedError, is_not_loaded
-from convkit.errors import SamplesError, StepError
+from convkit.errors import MissingRequirementError, SamplesError, StepError
 from convkit.step import Feeds, Format, LanguageRunner, Runner
 
 SHAPE_SETS = 3
@@ -101,6 +101,15 @@ class Recorder:
                 raise
         return self._recording
 
+    def check(self) -> None:
+        """Ends long work at once if the source turned out not to run; waits for nothing.
+
+        Raises:
+            ConvkitError: the source cannot be opened or run.
+        """
+        if self._child is not None and self._child.has_ended:
+            self.recording()
+
     def source(self) -> Artifact:
         """The source with inputs and outputs as its run showed them; waits for it."""
         recording = self.recording()
@@ -159,6 +168,11 @@ def record_source(
     """
     if format.open is None:
         raise StepError(f"{source.format} models cannot be run, so nothing can be verified.")
+    missing = [need for need in format.needs if not need.is_available]
+    if missing:
+        raise MissingRequirementError(
+            f"Running {source.format} models needs {missing[0].module}.", hint=missing[0].install
+        )
     text = examples if examples and samples.is_text(examples) else None
     given = samples.read(examples) if examples and not text else []
     with format.open(source) as runner:
@@ -231,10 +245,7 @@ def text_windows(runner: Runner, path: Path) -> list[Feeds]:
             f"{path} is a text, and the model predicts none.",
             hint="Give arrays:  --samples inputs.npz",
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise SamplesError(f"The text {path} cannot be read.", why=str(cause)) from cause
+    text = samples.read_text(path)
     tokens = runner.encode(text)
     length = min(WINDOW_TOKENS, runner.context_length or WINDOW_TOKENS)
     if len(tokens) < length:

@@ -179,6 +179,28 @@ def is_text(path: Path) -> bool:
     return path.suffix == ".txt"
 
 
+def read_text(path: Path) -> str:
+    """A text that samples are made of.
+
+    Raises:
+        SamplesError: the file is missing, no text, or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as cause:
+        raise SamplesError(f"There is no file {path}.", hint=_TEXT_HINT) from cause
+    except (OSError, UnicodeDecodeError) as cause:
+        raise SamplesError(
+            f"The text {path} cannot be read.", why=str(cause), hint=_TEXT_HINT
+        ) from cause
+    if not text.strip():
+        raise SamplesError(f"The text {path} is empty.", hint=_TEXT_HINT)
+    return text
+
+
+_TEXT_HINT = "Give a text in UTF-8:  --samples text.txt"
+
+
 def read(path: Path) -> list[Feeds]:
     """Samples from disk: one `.npz` (a sample), `.jsonl` (a sample a line), or a folder of `.npz`.
 

@@ -32,11 +32,13 @@ class Package:
         module: what is imported.
         extra: the extra of convkit that brings it.
         name: the distribution's name where it is not the module's (`mobius` is `mobius-onnx`).
+        instead: modules that serve in its place.
     """
 
     module: str
     extra: str
     name: str = ""
+    instead: tuple[str, ...] = ()
 
     @property
     def distribution(self) -> str:
@@ -45,16 +47,20 @@ class Package:
 
     @property
     def is_available(self) -> bool:
-        """Whether the module can be found; it is not imported."""
-        try:
-            return importlib.util.find_spec(self.module) is not None
-        except (ImportError, ValueError):
-            return False
+        """Whether the module, or one in its place, can be found; it is not imported."""
+        return any(map(_is_there, (self.module, *self.instead)))
 
     @property
     def install(self) -> str:
         """The line that brings it."""
         return f'pip install "convkit-ml[{self.extra}]"'
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Format:
             is enough.
         schemes: names that users of this format know for ways of quantizing -> the precision that
             each belongs to (`q4_k_m`).
+        heeds: fields of `Opening` that count here, beside inputs and trust.
     """
 
     name: str
@@ -85,6 +92,7 @@ class Format:
     open_exact: Callable[[Artifact], Runner] | None = None
     load: Callable[[Artifact], Any] | None = None
     schemes: Mapping[str, Precision] = field(default_factory=dict)
+    heeds: tuple[str, ...] = ()
 
 
 class Stream(Protocol):

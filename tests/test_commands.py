@@ -73,6 +73,26 @@ def make_folder(name: str) -> None:
     Path(name, "holiday.jpg").write_bytes(b"not to be lost")
 
 
+def make_snapshot(name: str) -> None:
+    """A folder as caches of hubs have them, whose links lost what they led to."""
+    Path(name).mkdir()
+    for file in ("config.json", "model.safetensors"):
+        Path(name, file).symlink_to(f"../blobs/{file}")
+
+
+def make_adapter(name: str) -> None:
+    """A folder that says which model its adapter is for."""
+    Path(name).mkdir()
+    Path(name, "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+
+
+def make_ggufs(name: str) -> None:
+    """A folder with GGUF files, as repositories have them."""
+    Path(name).mkdir()
+    for scheme in ("Q4_K_M", "Q8_0"):
+        Path(name, f"model.{scheme}.gguf").write_bytes(b"GGUF")
+
+
 def make_link(name: str) -> None:
     """A link that leads nowhere."""
     Path(name).symlink_to("nowhere.onnx")
@@ -88,6 +108,9 @@ _MAKERS: dict[str, Callable[[str], None]] = {
     "tanh.onnx": make_tanh,
     "language-model/": make_language_model,
     "photos/": make_folder,
+    "snapshot/": make_snapshot,
+    "adapter/": make_adapter,
+    "ggufs/": make_ggufs,
     "dangling.onnx": make_link,
     "narrow.npz": lambda name: make_samples(name, (2, 3)),
     "hollow.npz": lambda name: make_samples(name, (0, 4)),

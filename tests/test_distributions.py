@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from convkit import metrics, recording, verification
+from convkit import graph, metrics, recording, verification
 from convkit.artifact import Precision, TensorSpec
 from convkit.distributions import Predictions
 from convkit.errors import SamplesError
 from convkit.ggml.types import SCHEMES
 from convkit.language_limits import LIMITS, Party, limits_between
-from convkit.step import Feeds, LanguageRunner, Outputs, Runner
+from convkit.recording import Recorder
+from convkit.step import Feeds, LanguageRunner, Outputs, Package, Runner
 
 Array = np.ndarray[Any, Any]
 FLOAT = Party(Precision.FP32)
@@ -200,6 +203,23 @@ def test_a_text_becomes_rows_that_begin_as_prompts_do(tmp_path: Path) -> None:
     assert [row["input_ids"].shape for row in rows] == [(1, 512), (1, 512)]
     assert all(row["input_ids"][0, 0] == 0 for row in rows)
     assert rows[1]["input_ids"][0, 1] == Speaker(table()).encode(path.read_text())[513]
+
+
+def test_long_work_ends_when_its_source_turns_out_not_to_run(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    text = '<ir_version: 10, opset_import: ["":20]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    (tmp_path / "text.txt").write_text("No language model reads this.")
+    found = graph.detect(tmp_path / "m.onnx")
+    format = replace(graph.discover().format("onnx"), needs=(Package("no_runtime_here", "onnx"),))
+    recorder = Recorder(found, tmp_path / "text.txt", format)
+    recorder.check()  # waits for nothing: it has only begun
+    while not recorder._child.has_ended:  # type: ignore[union-attr]
+        time.sleep(0.01)
+    with pytest.raises(SamplesError, match="is a text, and the model predicts none"):
+        recorder.check()
+    assert recorder.has_failed
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from convkit.errors import ModelError, UnsafeError
+from convkit.git_lfs import refuse_pointer
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -62,6 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as cause:
+        refuse_pointer(file)
         raise ModelError(
             f"{file} is not valid JSON.",
             why=f"It has {file.stat().st_size} bytes; {cause}",

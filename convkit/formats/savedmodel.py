@@ -154,4 +154,5 @@ savedmodel = Format(
     describe=_describe,
     open=_open,
     load=_load,
+    heeds=("signature",),
 )

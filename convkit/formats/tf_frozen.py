@@ -127,4 +127,5 @@ tf_frozen = Format(
     describe=_describe,
     open=_open,
     load=_load,
+    heeds=("input_names", "output_names"),
 )

@@ -51,12 +51,18 @@ def describe(path: Path, opening: Opening) -> Description:
         UnsafeError: a pickle with code, without trust.
     """
     torch_checkpoint.require_file(path)
+    is_source = torch_source.is_source_folder(path)
+    if path.is_dir() and not is_source:
+        return torch_huggingface.describe_folder(path, opening)
+    if opening.adapter is not None:
+        raise UsageError(
+            f"--adapter has no effect: {opening.factory or path} is no Hugging Face folder.",
+            hint="Name the folder of the model that the adapter was trained on.",
+        )
     if opening.factory and path.suffix == ".py":
         return Description(Precision.FP32, inputs=opening.inputs)
-    if torch_source.is_source_folder(path):
+    if is_source:
         return torch_source.describe_source(path)
-    if path.is_dir():
-        return torch_huggingface.describe_folder(path, opening)
     if torch_program.is_program(path):
         return torch_program.describe_program(path, trust=opening.trust)
     described = torch_checkpoint.describe_checkpoint(path, opening)
@@ -158,4 +164,5 @@ torch = Format(
     describe=describe,
     open=open_torch,
     load=load,
+    heeds=("adapter",),
 )

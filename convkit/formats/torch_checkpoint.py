@@ -18,6 +18,7 @@ from convkit.formats.torch_pickle import (
     tensors_in,
 )
 from convkit.formats.torch_unpickling import TensorHeader
+from convkit.git_lfs import refuse_pointer
 
 if TYPE_CHECKING:
     import torch
@@ -211,6 +212,7 @@ def require_file(path: Path) -> None:
         raise ModelError(f"{path} does not exist.", hint="Check the path.")
     if path.is_file() and path.stat().st_size == 0:
         raise ModelError(f"{path} is empty: it has 0 bytes.", hint="Copy or download it again.")
+    refuse_pointer(path)
 
 
 def _not_weights(path: Path) -> ModelError:

@@ -16,7 +16,7 @@ from convkit.streaming import streaming_pass
     sink=sink,
     accepts=("fp32", "fp16", "bf16"),
     loses="what lies between 256 levels in each block of 32 weights",
-    needs=(Package("libggml", "gguf", "libggml-python"),),
+    needs=(Package("libggml", "gguf", "libggml-python", instead=("llvmlite", "xllamacpp")),),
     schemes=("q8_0",),
 )
 def gguf_int8(

@@ -22,7 +22,7 @@ _SCHEMES = (
     sink=sink,
     accepts=("fp32", "fp16", "bf16", "int8"),
     loses="what lies between a few levels in each block of weights",
-    needs=(Package("libggml", "gguf", "libggml-python"),),
+    needs=(Package("libggml", "gguf", "libggml-python", instead=("llvmlite", "xllamacpp")),),
     schemes=_SCHEMES,
     calibrated=True,
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convkit.errors import ModelError
+from convkit.git_lfs import refuse_pointer
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -20,7 +21,12 @@ def read_object(file: Path) -> dict[str, Any]:
             return {}
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as cause:
-        raise ModelError(f"{file} is not valid JSON.", why=str(cause)[:200]) from cause
+        refuse_pointer(file)
+        raise ModelError(
+            f"{file} is not valid JSON.",
+            why=f"It has {file.stat().st_size} bytes; {str(cause)[:200]}",
+            hint="Copy or download it again.",
+        ) from cause
     if not isinstance(found, dict):
         raise ModelError(f"{file} holds a {type(found).__name__}, not a JSON object.")
     return found
