@@ -294,7 +294,7 @@ def library() -> Library:
         )
     # Threads that wait by spinning starve each other where processors are busy with other work:
     # twenty times slower was measured. OpenMP reads this when it is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault(_WAIT_POLICY, _SLEEP)
     try:
         call: Any = ctypes.CDLL(str(path))
     except OSError as cause:
@@ -317,6 +317,15 @@ def library() -> Library:
     return _looked_over(call, version)
 
 
+def threads_sleep() -> bool:
+    """Whether llama.cpp's threads sleep while they wait, as `library` has them do.
+
+    Source: libgomp's manual, OMP_WAIT_POLICY and GOMP_SPINCOUNT.
+    """
+    return os.environ.get(_WAIT_POLICY) == _SLEEP and "GOMP_SPINCOUNT" not in os.environ
+
+
+_WAIT_POLICY, _SLEEP = "OMP_WAIT_POLICY", "passive"
 _HINT = 'pip install --upgrade "convkit-ml[gguf]"'
 
 

@@ -77,6 +77,7 @@ class Context:
         embeds: it gives embeddings; logits otherwise.
         width: length of either.
         threads: that compute.
+        threads_for_one: that compute a token by itself.
 
     Attributes:
         close: gives its memory back; may be called again.
@@ -92,6 +93,7 @@ class Context:
         embeds: bool,
         width: int,
         threads: int,
+        threads_for_one: int,
     ) -> None:
         self._memory, self._library, self._call = memory, memory.library, memory.library.call
         self.capacity, self._batch, self._width, self._embeds = capacity, batch, width, embeds
@@ -100,7 +102,7 @@ class Context:
         )
         self.close = weakref.finalize(self, memory.free_context, self._address)
         self._require_taken(pooling)
-        self._call.llama_set_n_threads(self._pointer, threads, threads)
+        self._call.llama_set_n_threads(self._pointer, threads_for_one, threads)
         self._call.llama_set_embeddings(self._pointer, embeds)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import struct
 import subprocess
@@ -18,6 +19,8 @@ import torch
 from convkit.errors import ConvkitError, ModelError, SamplesError, StepError, UnsupportedError
 from convkit.ggml.header import read_header
 from convkit.ggml.llama import LlamaModel
+from convkit.ggml.llama_abi import library
+from convkit.processors import usable_processors
 from tests.ggml import llama_files
 from tests.material import material_file
 
@@ -369,6 +372,24 @@ def test_smollm2_s_tokens_are_those_of_hugging_face(smollm2: Path, parse_special
         assert model.chat_template is not None
         assert "im_start" in model.chat_template
         assert model.end_of_generation >= {tokens.index("<|im_end|>")}
+
+
+@pytest.mark.parametrize(("spins", "count"), [(None, 1), ("1000", usable_processors())])
+def test_threads_that_sleep_are_not_woken_for_one_token_of_a_small_model(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch, spins: str | None, count: int
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if spins:
+        monkeypatch.setenv("GOMP_SPINCOUNT", spins)
+    with LlamaModel(smollm2) as model:
+        session = model.session()
+        session.feed([1])
+        assert session._context is not None
+        pointer = ctypes.c_void_p(session._context._pointer)
+        call = library().call
+        assert call.llama_n_threads(pointer) == count
+        assert call.llama_n_threads_batch(pointer) == usable_processors()
 
 
 @pytest.mark.slow
