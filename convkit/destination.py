@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from convkit.artifact import Artifact
 from convkit.graph import ConverterGraph, Route
+from convkit.hub_cache import cached_name
 from convkit.step import Converter, Pass
 
 _FOLDER_ENDINGS = ("-onnx", "-hf")
 """What converters end the names of folders in; a folder that is made from one has it once."""
 
 
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+"""How the parts of a split model end; the first stands for all of them."""
+
+
 def default_destination(
     source: Artifact, model: str, route: Route, converters: ConverterGraph, scheme: str | None
 ) -> Path:
     """Beside the source, called after it; that of a factory in the working folder.
+
+    What lies in the cache of a hub is called as on the hub, and its results lie in the working
+    folder: nothing but downloads belongs into the cache.
 
     The name of a file gets the precision, where a pass changes it, and the format's ending after
     dots: `model.onnx` -> `model.fp16.onnx`. That of a folder gets them after hyphens, as models on
@@ -30,7 +39,9 @@ def default_destination(
     """
     path = Path(model).expanduser().absolute()
     is_folder = path.is_dir() and not source.opening.factory
-    stem = path.name if is_folder else path.stem
+    stem = path.name if is_folder else _PART.sub("", path.stem)
+    if name := cached_name(path):
+        path, stem = Path(), name if is_folder else stem
     if source.opening.factory:
         path, stem = Path(), source.opening.factory.rpartition(":")[2].lower()
     target, precision = route.states[-1]

@@ -48,6 +48,29 @@ def test_folders_of_language_models_are_called_as_on_hubs(
     assert named(folder(tmp_path / "SmolLM2-1.7B"), "torch", *steps) == name
 
 
+def test_what_lies_in_a_cache_of_a_hub_is_called_as_there_and_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    snapshot = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "93efa2f"
+    snapshot.parent.mkdir(parents=True)
+    found = discover()
+    route = Route(("torch", Precision.FP32), (found.step("torch-to-gguf"),), 0.0)
+    artifact = Artifact(folder(snapshot), "torch", Precision.FP32)
+    out = default_destination(artifact, str(snapshot), route, found, None)
+    assert out.absolute() == tmp_path / "SmolLM2-135M.gguf"
+    route = Route(("gguf", Precision.FP32), (found.step("gguf-q4"),), 0.0)
+    file = snapshot / "smollm2.gguf"
+    artifact = Artifact(file, "gguf", Precision.FP32)
+    out = default_destination(artifact, str(file), route, found, None)
+    assert out.absolute() == tmp_path / "smollm2.q4.gguf"
+
+
+def test_results_of_a_split_model_are_named_after_all_of_it(tmp_path: Path) -> None:
+    source = tmp_path / "llama-00001-of-00003.gguf"
+    assert named(source, "gguf", "gguf-to-torch") == "llama-hf"
+
+
 def test_a_scheme_stands_for_its_precision(tmp_path: Path) -> None:
     source = folder(tmp_path / "SmolLM2-1.7B")
     steps = ("torch-to-gguf", "gguf-q4")

@@ -7,12 +7,11 @@ from pathlib import Path
 from convkit.artifact import Artifact, Precision
 from convkit.converters.decoder_graph.build import build
 from convkit.converters.decoder_graph.families import blueprint
-from convkit.converters.gguf_reading import config_of, text_files
+from convkit.converters.gguf_reading import config_of, family_in, text_files
 from convkit.converters.torch_to_onnx.language_folder import external_over_bytes, graph_path
 from convkit.errors import UnsupportedError
 from convkit.families import mapping
 from convkit.families.config import Config
-from convkit.families.family import family_of_architecture
 from convkit.ggml.file import GgufFile
 from convkit.step import Work
 
@@ -29,7 +28,7 @@ def write_graph(
         ModelError: a tensor is missing or of the wrong shape.
     """
     with GgufFile(source.path) as file:
-        family = family_of_architecture(file.header.architecture)
+        family = family_in(file)
         if family.gives_embeddings:
             raise UnsupportedError(
                 f"{source.path.name} gives embeddings ({family.architecture}); graphs are built "

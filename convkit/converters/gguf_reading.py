@@ -11,12 +11,12 @@ from typing import Any
 from convkit.artifact import Precision
 from convkit.checkpoint.rows import Rows
 from convkit.checkpoint.writing import FolderModel, Target, is_exact_in
-from convkit.errors import ModelError
 from convkit.families import mapping
 from convkit.families.config import Config
 from convkit.families.family import Family, family_of_architecture
 from convkit.ggml.file import GgufFile
 from convkit.ggml.header import Header
+from convkit.ggml.kinds import require_model
 from convkit.naming import listed
 
 _DTYPES = {Precision.FP16: "F16", Precision.BF16: "BF16"}
@@ -35,11 +35,7 @@ def folder_model(file: GgufFile, precision: Precision) -> FolderModel:
         ModelError: a tensor is missing or of the wrong shape.
     """
     header = file.header
-    if header.get("general.type", "model") != "model":
-        raise ModelError(
-            f"{header.path} is a GGUF file of type '{header.get('general.type')}', not a model."
-        )
-    family = family_of_architecture(header.architecture)
+    family = family_in(file)
     config = config_of(family, file)
     mapped = mapping.to_torch(family, Config(config), file.tensors)
     targets, dtype, notes = _targets(mapped.tensors, _DTYPES.get(precision, "F32"))
@@ -47,6 +43,19 @@ def folder_model(file: GgufFile, precision: Precision) -> FolderModel:
     files = text_files(file, family, config)
     finish = (functools.partial(_prove, header.path),) if "tokenizer.json" in files else ()
     return FolderModel(targets, files, notes, finish=finish)
+
+
+def family_in(file: GgufFile) -> Family:
+    """The family of a file's model.
+
+    Raises:
+        ModelError: the file holds no model.
+        UnsupportedError: its architecture has no way back; says what is missing.
+    """
+    header = file.header
+    require_model(header)
+    stored = functools.partial(mapping.stored_of, header.get, file.tensors)
+    return family_of_architecture(header.architecture, stored, header.path)
 
 
 def text_files(file: GgufFile, family: Family, config: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from convkit.ggml.mixture_rules import layer_of
 from convkit.ggml.model import GgufModel, Measurement, Output
 from convkit.ggml.types import DEFAULT_SCHEMES, SCHEMES, Scheme
 from convkit.ggml.values import typed
+from convkit.hub_cache import cached_name
 from convkit.naming import listed
 from convkit.step import Package, Work
 from convkit.vocabulary.tokens import Vocabulary
@@ -98,11 +99,13 @@ def _metadata(
 
 
 def _name(family: Family, folder: Path) -> str:
-    """The folder's name; llama.cpp knows how Phi-3 strips spaces by the model's name alone.
+    """The folder's name, or the hub's.
+
+    llama.cpp knows how Phi-3 strips spaces by the model's name alone.
 
     Source: llama.cpp, `src/llama-vocab.cpp` (`phi-3` in `general.name`).
     """
-    name = folder.resolve().name
+    name = cached_name(folder.absolute()) or folder.resolve().name
     is_told = family.architecture != "phi3" or "phi-3" in name.lower()
     return name if is_told else f"{name} (Phi-3)"
 

@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,9 @@ def family_of(config: Config, names: Sequence[str] = ()) -> Family:
     """
     found = next((f for f in families() if config.model_type in f.model_types), None)
     if found is None:
-        raise _unknown(config, names)
+        from convkit.families.nearest import unknown_model_type
+
+        raise unknown_model_type(config, names, families())
     classes = config.whole.get("architectures") or found.classes[:1]
     if classes[0] not in found.classes:
         raise UnsupportedError(
@@ -178,75 +179,22 @@ def family_of(config: Config, names: Sequence[str] = ()) -> Family:
     return found
 
 
-def family_of_architecture(architecture: str) -> Family:
+def family_of_architecture(
+    architecture: str, stored: Callable[[], Stored] | None = None, path: Path | None = None
+) -> Family:
     """The family of a GGUF file.
+
+    Args:
+        architecture: as the file says.
+        stored: gives what the file holds; with it an unknown architecture is told what it lacks.
+        path: of the file.
 
     Raises:
         UnsupportedError: there is none; names the nearest.
     """
-    known = {family.architecture: family for family in families()}
-    if architecture not in known:
-        near = get_close_matches(architecture, known, n=1, cutoff=0.4)
-        raise UnsupportedError(
-            f"GGUF architecture '{architecture}' has no way back to Hugging Face yet.",
-            why=[f"Known: {', '.join(sorted(known))}", *(f"Nearest: {name}" for name in near)],
-        )
-    return known[architecture]
+    found = next((family for family in families() if family.architecture == architecture), None)
+    if found is None:
+        from convkit.families.nearest import unknown_architecture
 
-
-def _unknown(config: Config, names: Sequence[str]) -> UnsupportedError:
-    """An error that says which family comes nearest, and what it has no place for."""
-    known = {kind: family for family in families() for kind in family.model_types}
-    why = [f"Known model types: {', '.join(sorted(known))}"]
-    fits = [(fit, family) for family in families() if (fit := _fit(family, config, names))]
-    if fits:
-        fit, nearest = max(fits, key=lambda pair: pair[0].rank)
-        why.append(f"Nearest: {nearest.architecture} ({nearest.model_types[0]})")
-        if fit.foreign:
-            why.append(f"which has no place for {', '.join(fit.foreign[:3])}")
-        if fit.missing:
-            why.append(f"and needs {', '.join(fit.missing[:3])}")
-    near = get_close_matches(config.model_type, known, n=1, cutoff=0.7)
-    return UnsupportedError(
-        f"Model type '{config.model_type}' has no translation to GGUF.",
-        why=why,
-        hint=f"Did you mean '{near[0]}' in config.json?" if near else "",
-        model_type=config.model_type,
-    )
-
-
-@dataclass(frozen=True)
-class _Fit:
-    share: float
-    likeness: float
-    foreign: tuple[str, ...]
-    missing: tuple[str, ...]
-
-    @property
-    def rank(self) -> tuple[float, int, float]:
-        """What is placed counts most, then what is not missed, then the name."""
-        return self.share, -len(self.missing), self.likeness
-
-
-def _fit(family: Family, config: Config, names: Sequence[str]) -> _Fit | None:
-    """How much of a checkpoint a family could place; None where it cannot even be asked."""
-    try:
-        entries = list(family.entries(config))
-    except Exception:  # a configuration of another kind lacks what this family asks it for
-        return None
-    placed = {name for one in entries for source in one.sources for name in source.names}
-    placed |= family.tied.keys()
-    needed = {one.sources[0].names[0] for one in entries}
-    present = set(names)
-    shared = placed & present
-    if not shared:
-        return None
-    likeness = max(
-        SequenceMatcher(None, config.model_type, kind).ratio() for kind in family.model_types
-    )
-    return _Fit(
-        len(shared) / len(present),
-        likeness,
-        tuple(name for name in names if name not in placed),
-        tuple(sorted(needed - present)),
-    )
+        raise unknown_architecture(architecture, families(), stored() if stored else None, path)
+    return found

@@ -10,6 +10,7 @@ from convkit.errors import ModelError, StepError
 from convkit.formats.gguf_description import gives_embeddings, scheme_of, signature_of
 from convkit.formats.language_inputs import padding_mask, text_rows
 from convkit.ggml.header import Header, read_header
+from convkit.ggml.kinds import require_model
 from convkit.ggml.llama import LlamaModel
 from convkit.ggml.modelfile import special_tokens
 from convkit.samples import size_of
@@ -34,11 +35,7 @@ def open_gguf(artifact: Artifact) -> Runner:
         ModelError: it is no model by itself, or llama.cpp refuses it.
     """
     header = read_header(artifact.path)
-    kind = header.get("general.type", "model")
-    if kind != "model":
-        raise ModelError(
-            f"{artifact.path} is a GGUF file of type '{kind}', which is not run alone."
-        )
+    require_model(header)
     model = LlamaModel(artifact.path)
     if gives_embeddings(header):
         return GgufEmbeddingRunner(header, model)

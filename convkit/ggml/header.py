@@ -118,11 +118,7 @@ def read_header(path: Path) -> Header:
         return first
     found = _PART.search(path.name)
     if not found or number != 0:
-        start = f"{path.name[: found.start()]}-00001-of-{count:05}.gguf" if found else "the first"
-        raise ModelError(
-            f"{path} is part {number + 1} of a model in {count} parts.",
-            hint=f"Name the first part:  {path.with_name(start)}",
-        )
+        raise _part_alone(path, number, count)
     stem = path.name[: found.start()]
     parts = [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     missing = [part.name for part in parts if not part.is_file()]
@@ -139,6 +135,21 @@ def read_header(path: Path) -> Header:
     _check_names(path, tensors)
     return Header(
         path, first.version, first.alignment, first.metadata, tuple(tensors), tuple(parts)
+    )
+
+
+def _part_alone(path: Path, number: int, count: int) -> ModelError:
+    """A part that is not the first, or whose name does not tell where the others are."""
+    found = _PART.search(path.name)
+    stem = path.name[: found.start()] if found else path.stem
+    first, own = (path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in (1, number + 1))
+    what = f"{path} is part {number + 1} of a model in {count} parts."
+    if found:
+        return ModelError(what, hint=f"Name the first part:  {first}")
+    return ModelError(
+        what,
+        why="Its name does not say so, and the other parts are found by their names.",
+        hint=f"Call all parts as llama.cpp does:  mv {path} {own}",
     )
 
 
@@ -187,7 +198,11 @@ class _Parser:
         if version in VERSIONS:
             return version
         if version and not version & 0xFFFF:
-            raise UnsupportedError(f"{self._path} is a big-endian GGUF file, which is not read.")
+            raise UnsupportedError(
+                f"{self._path} is a big-endian GGUF file, which is not read.",
+                hint=f"Turn a copy around, in place:  gguf-convert-endian {self._path} little   "
+                "(pip install gguf)",
+            )
         known = " and ".join(map(str, VERSIONS))
         raise UnsupportedError(
             f"{self._path} is GGUF version {version}; versions {known} are read.",

@@ -10,6 +10,7 @@ from convkit.artifact import Artifact
 from convkit.errors import UsageError
 from convkit.ggml.calibration import Measuring, calibrated
 from convkit.ggml.file import GgufFile
+from convkit.ggml.kinds import require_tensors
 from convkit.ggml.mixture import choose_types, is_quantizable, quantizer_order
 from convkit.ggml.mixture_overrides import parse_override
 from convkit.ggml.mixture_rules import ModelFacts
@@ -26,6 +27,7 @@ _PLAIN = ("F32", "F16", "BF16", "F64")
 def opened(source: Artifact) -> Iterator[GgufModel]:
     """The model in a GGUF file, as it is."""
     with GgufFile(source.path) as file:
+        require_tensors(file.header)
         outputs = (Output(t.header.name, t, t.header.kind) for t in file.tensors.values())
         metadata = {k: v for k, v in file.header.metadata.items() if not k.startswith("split.")}
         yield GgufModel(metadata, tuple(outputs))

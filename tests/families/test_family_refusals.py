@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,16 @@ def test_an_unknown_model_type_is_told_what_it_is_nearest_to() -> None:
     assert "no place for model.layers.0.self_attn.sinks" in text
 
 
+def test_another_model_type_is_proposed_only_where_its_tensors_fit() -> None:
+    names = list(tensors(config("llama")))
+    with pytest.raises(UnsupportedError) as fitting:
+        family_of(config("lama2"), names)
+    with pytest.raises(UnsupportedError) as foreign:
+        family_of(config("lama2"), [*names, "model.layers.0.self_attn.sinks"])
+    assert fitting.value.hint == "Did you mean 'llama' in config.json?"
+    assert "Did you mean" not in foreign.value.hint
+
+
 def test_a_head_for_classes_is_refused_by_its_class() -> None:
     with pytest.raises(UnsupportedError, match="LlamaForSequenceClassification is no network"):
         family_of(config("llama", architectures=["LlamaForSequenceClassification"]))
@@ -154,6 +165,23 @@ def test_an_unknown_architecture_is_told_what_is_known() -> None:
     with pytest.raises(UnsupportedError, match="'qwen3next' has no way back") as refusal:
         family_of_architecture("qwen3next")
     assert "Nearest: qwen3" in str(refusal.value)
+
+
+def test_an_unknown_architecture_is_told_what_it_lacks() -> None:
+    _, found, metadata = _stored(config("qwen3"))
+    found["blk.0.ssm_conv1d.weight"] = Held(np.zeros((2, 2), np.float32))
+    del found["blk.0.attn_q_norm.weight"]
+
+    def get(key: str, default: Any = None) -> Any:
+        return metadata.get(key, default)
+
+    with pytest.raises(UnsupportedError, match=r"m\.gguf is of GGUF .*'qwen3next'") as refusal:
+        family_of_architecture("qwen3next", lambda: mapping.stored_of(get, found), Path("m.gguf"))
+    text = str(refusal.value)
+    assert "Nearest: qwen3 (qwen3)" in text
+    assert "no place for blk.0.ssm_conv1d.weight" in text
+    assert "needs blk.0.attn_q_norm.weight" in text
+    assert "convkit convert m.gguf --to gguf --q4" in text
 
 
 def test_a_tensor_without_a_place_in_a_checkpoint_is_named() -> None:
