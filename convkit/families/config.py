@@ -70,6 +70,7 @@ class Config(Mapping[str, Any]):
             if not any(name in given for name in _CALLED.get(key, (key,)))
         }
         self._values = {**silent, **given}
+        self._given = given
         self.whole = document
 
     def __getitem__(self, key: str) -> Any:
@@ -89,37 +90,37 @@ class Config(Mapping[str, Any]):
     @property
     def layers(self) -> int:
         """Number of layers."""
-        return int(self.number("num_hidden_layers"))
+        return self.count("num_hidden_layers")
 
     @property
     def heads(self) -> int:
         """Attention heads."""
-        return int(self.number("num_attention_heads"))
+        return self.count("num_attention_heads")
 
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
-        return int(self.number("num_key_value_heads", self.heads))
+        return self.count("num_key_value_heads", self.heads)
 
     @property
     def hidden(self) -> int:
         """Width of the residual stream."""
-        return int(self.number("hidden_size"))
+        return self.count("hidden_size")
 
     @property
     def head_size(self) -> int:
         """Width of a head."""
-        return int(self.get("head_dim") or self.hidden // self.heads)
+        return self.count("head_dim", max(1, self.hidden // self.heads))
 
     @property
     def feed_forward(self) -> int:
         """Width inside the feed-forward network."""
-        return int(self.number("intermediate_size"))
+        return self.count("intermediate_size")
 
     @property
     def context(self) -> int:
         """Tokens it was made for."""
-        return int(self.number("max_position_embeddings"))
+        return self.count("max_position_embeddings")
 
     @property
     def experts(self) -> int:
@@ -158,13 +159,31 @@ class Config(Mapping[str, Any]):
             settings=settings,
         )
 
+    def says(self, name: str) -> bool:
+        """Whether the file itself says a number, under any of its names."""
+        return any(self._given.get(key) is not None for key in _names(name))
+
+    def count(self, name: str, default: Any = None) -> int:
+        """A number of things, of which there is at least one.
+
+        Raises:
+            ModelError: the file does not say it, nor is there a default; or it cannot be meant.
+        """
+        found = self.number(name, default)
+        if int(found) != found or found < 1:
+            raise ModelError(
+                f"config.json has {name} = {found}, which is no positive whole number.",
+                hint="Copy config.json from where the weights come from.",
+            )
+        return int(found)
+
     def number(self, name: str, default: Any = None) -> Any:
         """A number under this name, else another of its names.
 
         Raises:
             ModelError: the file does not say it, nor is there a default.
         """
-        names = tuple(dict.fromkeys((name, *_CALLED.get(name, ()))))
+        names = _names(name)
         found = next((self[key] for key in names if self.get(key) is not None), default)
         is_number = isinstance(found, int | float) and math.isfinite(found)
         if not is_number:
@@ -175,3 +194,8 @@ class Config(Mapping[str, Any]):
                 hint="Copy config.json from where the weights come from.",
             )
         return found
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """A number's name, then its others."""
+    return tuple(dict.fromkeys((name, *_CALLED.get(name, ()))))

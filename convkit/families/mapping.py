@@ -10,7 +10,7 @@ import numpy as np
 
 from convkit.checkpoint.rows import Held, Reshaped, Rows
 from convkit.errors import ModelError, UnsupportedError
-from convkit.families import rotary
+from convkit.families import layer_count, rotary
 from convkit.families.config import Config
 from convkit.families.family import Entry, Family, Read, Source, Stored
 from convkit.naming import listed
@@ -54,7 +54,7 @@ def to_gguf(
     for entry in family.entries(config):
         found = source_of(entry, family, tensors)
         if found is None:
-            raise _missing(entry.sources[0].names, family, tensors)
+            raise _missing(entry.sources[0].names, family, config, tensors)
         names, change = found.names, found.change
         try:
             rows = change.to_gguf([tensors[name] for name in names])
@@ -72,7 +72,7 @@ def to_gguf(
     derived = {name: Held(array) for name, array in family.derived(config).items()}
     repeated = _repeated(family, tensors, used)
     left = [name for name in (*tensors, *others) if name not in used and name not in repeated]
-    return Mapped({**made, **derived}, repeated | _accounted(family, left), tuple(derived))
+    return Mapped({**made, **derived}, repeated | _accounted(family, config, left), tuple(derived))
 
 
 def stored_of(get: Read, tensors: Mapping[str, Rows]) -> Stored:
@@ -99,9 +99,13 @@ def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Map
     for entry in family.entries(config):
         rows = tensors.get(entry.gguf)
         if rows is None:
+            count = layer_count.counted(tensors, entry.gguf)
+            differ = f"It has {count} layers, and says that it has {config.layers} (block_count)."
             raise ModelError(
                 f"The tensor '{entry.gguf}' is missing.",
-                why=f"Every {family.architecture} model has it.",
+                why=differ
+                if count not in (0, config.layers)
+                else f"Every {family.architecture} model has it.",
                 hint="Download or convert the file again.",
             )
         if rows.shape != entry.shape:
@@ -115,8 +119,8 @@ def to_torch(family: Family, config: Config, tensors: Mapping[str, Rows]) -> Map
     if left:
         named = listed(left, _NAMED)
         raise UnsupportedError(
-            f"{len(left)} tensors have no place in a Hugging Face checkpoint: {named}.",
-            why=f"They are none of those of {family.architecture}.",
+            f"{_have(left)} no place in a Hugging Face checkpoint: {named}.",
+            why=f"{family.architecture} models have none of that name.",
         )
     return Mapped(made, {})
 
@@ -136,13 +140,20 @@ def _spellings(source: Source, family: Family) -> Iterator[Source]:
         yield Source(names, source.change)
 
 
-def _missing(names: Sequence[str], family: Family, tensors: Mapping[str, Rows]) -> ModelError:
+def _missing(
+    names: Sequence[str], family: Family, config: Config, tensors: Mapping[str, Rows]
+) -> ModelError:
+    held = f"Every {family.architecture} model has it. It holds: {listed(list(tensors), _NAMED)}"
     return ModelError(
         f"The checkpoint lacks the tensor '{names[0]}'.",
-        why=f"Every {family.architecture} model has it. It holds: {listed(list(tensors), _NAMED)}",
+        why=layer_count.difference(config, tensors, names[0]) or held,
         hint="Is the download complete, and does config.json belong to it?",
         missing=[name for name in names if name not in tensors],
     )
+
+
+def _have(names: Sequence[str]) -> str:
+    return f"{len(names)} tensors have" if len(names) > 1 else "1 tensor has"
 
 
 def _wrong_shape(name: str, shape: tuple[int, ...], entry: Entry) -> ModelError:
@@ -197,7 +208,7 @@ def _renamed(names: Sequence[str], family: Family) -> Iterator[tuple[str, ...]]:
             yield tuple(there + name.removeprefix(here) for name in names)
 
 
-def _accounted(family: Family, names: Sequence[str]) -> dict[str, str]:
+def _accounted(family: Family, config: Config, names: Sequence[str]) -> dict[str, str]:
     """Why each tensor that was not used is not needed."""
     dropped = {}
     left = []
@@ -211,8 +222,9 @@ def _accounted(family: Family, names: Sequence[str]) -> dict[str, str]:
             left.append(name)
     if left:
         raise UnsupportedError(
-            f"{len(left)} tensors have no place in GGUF: {listed(left, _NAMED)}.",
-            why=f"llama.cpp's {family.architecture} does not know them; without them the result "
+            f"{_have(left)} no place in GGUF: {listed(left, _NAMED)}.",
+            why=layer_count.difference(config, left, left[0])
+            or f"llama.cpp's {family.architecture} has none of that name; without it the result "
             "would be another model.",
             tensors=left[:100],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,7 +141,13 @@ def load_folder(artifact: Artifact) -> torch.nn.Module:
     read_headers(artifact.path, artifact.opening)
     is_plain = _quantization(artifact.path, config) is None and artifact.opening.adapter is None
     found = _network_class(artifact.path, config, trust=artifact.opening.trust)
-    network = _loaded(artifact, partial(_load_as_it_is if is_plain else load_plain, found))
+    try:
+        network = _loaded(artifact, partial(_load_as_it_is if is_plain else load_plain, found))
+    except ModelError as failure:
+        unread = _unread_quantization(artifact.path, config, failure)
+        if unread is None:
+            raise
+        raise unread from failure
     if getattr(network.config, "use_cache", False):
         network.config.use_cache = False
     ready: torch.nn.Module = network.eval()
@@ -153,6 +160,21 @@ def _quantization(path: Path, config: Mapping[str, Any]) -> Quantization | None:
         return quantization_of(config, path)
     except UnsupportedError:
         return None
+
+
+def _unread_quantization(
+    path: Path, config: Mapping[str, Any], failure: ModelError
+) -> UnsupportedError | None:
+    """That weights are quantized in a way that neither convkit reads nor transformers; else None.
+
+    transformers names a package to install, be it for GPUs alone, or fails in it.
+    """
+    try:
+        quantization_of(config, path)
+    except UnsupportedError as unread:
+        said = [f"transformers, asked instead: {line}" for line in failure.why[:1]]
+        return UnsupportedError(unread.what, why=[*unread.why, *said], hint=unread.hint)
+    return None
 
 
 def _load_as_it_is(kind: Any, artifact: Artifact) -> tuple[Any, dict[str, Any]]:
@@ -180,10 +202,11 @@ def _loaded(artifact: Artifact, load: Callable[[Artifact], tuple[Any, dict[str, 
     except ConvkitError:
         raise
     except Exception as cause:
-        first = (str(cause).strip().splitlines() or [""])[0]
+        lines = [line.strip()[:400] for line in str(cause).splitlines() if line.strip()] or [""]
         raise ModelError(
             f"transformers cannot load {artifact.path}.",
-            why=f"{type(cause).__name__}: {first[:400]}",
+            why=[f"{type(cause).__name__}: {lines[0]}", *lines[1:3]],
+            hint="Is config.json the one that came with these weights?",
         ) from cause
     missing = sorted(info.get("missing_keys") or ())
     shapes = [_shape_difference(entry) for entry in sorted(info.get("mismatched_keys") or ())]
@@ -197,9 +220,22 @@ def _loaded(artifact: Artifact, load: Callable[[Artifact], tuple[Any, dict[str, 
             missing=missing,
             unexpected=sorted(info.get("unexpected_keys") or ()),
             shapes=shapes,
-            hint="Does 'architectures' in config.json name the network these weights are from?",
+            hint=_layers_differ(artifact, missing)
+            or "Does 'architectures' in config.json name the network these weights are from?",
         )
     return network
+
+
+def _layers_differ(artifact: Artifact, missing: Sequence[str]) -> str:
+    """A sentence where the weights have another number of layers than config.json says; else ""."""
+    from convkit.families import layer_count
+    from convkit.families.config import Config
+
+    names = read_headers(artifact.path, artifact.opening)
+    config = Config(read_config(artifact.path))
+    with suppress(ModelError):  # a configuration that counts otherwise
+        return layer_count.difference(config, names, missing[0]) if missing else ""
+    return ""
 
 
 def _shape_difference(entry: tuple[str, Sequence[int], Sequence[int]]) -> str:

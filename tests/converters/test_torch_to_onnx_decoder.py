@@ -182,11 +182,11 @@ sys.modules.update(dict.fromkeys(("torch", "transformers")))  # importing them f
 from pathlib import Path
 from convkit import graph
 from convkit.converters.torch_to_onnx.decoder import decoder
+from convkit.resources import peak_rss_bytes
 from convkit.step import Work
 source = graph.detect(Path(sys.argv[1]))
 decoder.run(source, Path(sys.argv[2]), Work([], None, print, lambda *told: None))
-status = Path("/proc/self/status").read_text()  # what getrusage tells includes the parent
-print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
+print(peak_rss_bytes() // 2**20)
 """
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,34 @@ def test_an_unknown_architecture_is_told_what_it_lacks() -> None:
     assert "no place for blk.0.ssm_conv1d.weight" in text
     assert "needs blk.0.attn_q_norm.weight" in text
     assert "convkit convert m.gguf --to gguf --q4" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 3}, r"The weights have 1 layers; config.json says 3"),
+        ({"num_hidden_layers": None}, r"does not say how many .* stands for 32"),
+        ({"num_hidden_layers": -2}, r"num_hidden_layers = -2, which is no positive"),
+        ({"num_attention_heads": 0, "head_dim": None}, r"num_attention_heads = 0, which is no"),
+        ({"hidden_size": 2.5}, r"hidden_size = 2.5, which is no positive"),
+    ],
+)
+def test_a_configuration_that_cannot_be_the_weights_is_told_so(
+    changes: dict[str, Any], says: str
+) -> None:
+    found = tensors(config("llama"))
+    document = {**config("llama").whole, **changes}
+    wrong = Config({key: value for key, value in document.items() if value is not None})
+    with pytest.raises(ModelError) as refusal:
+        mapping.to_gguf(family_of(wrong, list(found)), wrong, found)
+    assert re.search(says, str(refusal.value))
+
+
+def test_layers_beyond_those_that_a_configuration_says_are_counted() -> None:
+    found = tensors(config("llama", num_hidden_layers=2))
+    with pytest.raises(UnsupportedError, match="9 tensors have no place") as refusal:
+        mapping.to_gguf(family_of(config("llama")), config("llama"), found)
+    assert "The weights have 2 layers; config.json says 1" in str(refusal.value)
 
 
 def test_a_tensor_without_a_place_in_a_checkpoint_is_named() -> None:

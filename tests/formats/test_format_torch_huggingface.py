@@ -169,6 +169,28 @@ def test_architecture_and_weights_that_do_not_fit_are_refused(folder):
         load(artifact(folder))
 
 
+def test_weights_of_fewer_layers_than_config_says_are_counted(folder):
+    rewrite(folder, num_hidden_layers=5)
+    with pytest.raises(WeightsMismatchError) as refusal:
+        load(artifact(folder))
+    assert "The weights have 2 layers; config.json says 5" in refusal.value.hint
+
+
+def test_weights_quantized_in_an_unread_way_are_told_so_whatever_transformers_lacks(folder):
+    settings = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}
+    rewrite(folder, quantization_config=settings)
+    with pytest.raises(UnsupportedError, match="GPTQ, checkpoint_format marlin, which is not read"):
+        load(artifact(folder))
+
+
+def test_what_transformers_says_of_a_value_in_config_is_told_whole(folder):
+    rewrite(folder, num_hidden_layers="two")
+    with pytest.raises(ModelError) as refusal:
+        load(artifact(folder))
+    assert "num_hidden_layers" in str(refusal.value)
+    assert "two" in str(refusal.value)
+
+
 def test_weights_of_another_size_are_named_with_both_shapes(folder):
     rewrite(folder, intermediate_size=64)
     with pytest.raises(WeightsMismatchError) as caught:

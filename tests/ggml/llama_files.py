@@ -217,3 +217,8 @@ def _written(writer: Any, tensors: Mapping[str, Array], path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def log_probabilities(logits: Array) -> Array:
+    """Of logits (tokens, vocabulary) float32: theirs, in float64."""
+    return torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()

@@ -176,7 +176,9 @@ def test_what_measuring_cannot_do_is_told_before_it_begins(
         pipeline.predicted_bytes(pipeline.plan(asked))
 
 
-@pytest.mark.parametrize(("content", "reason"), [("Short.", "too short"), (None, "no text")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [("Short.", "too short"), (None, "There is no file")]
+)
 def test_a_text_that_tells_nothing_leaves_nothing_behind(
     content: str | None, reason: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ class Weights:
         ]
         if left:
             raise UnsupportedError(
-                f"{len(left)} tensors of the checkpoint have no place in the network: {left[0]}",
+                f"{len(left)} of the checkpoint's tensors have no place in the network: {left[0]}",
                 why=[f"also: {name}" for name in left[1:5]],
                 tensors=left,
             )
