@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from convkit.verification import Check
 
 _WIDTH = 100
+_GROUPED_FROM = 10_000
+"""Numbers this large are written in groups of three digits; years and identifiers are smaller."""
 _MIB = 1 << 20
 
 
@@ -302,11 +304,20 @@ def _right(title: str) -> Any:
 
 
 def _plain(value: Any) -> str:
+    """A detail as people read it: a line for each where it is a table, sizes in MiB."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        is_table = all(isinstance(inner, dict) for inner in value.values())
+        entries = (_entry(key, inner) for key, inner in value.items())
+        return ("\n" if is_table else ", ").join(entries)
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
-    return str(value)
+    return f"{value:,}" if type(value) is int and value >= _GROUPED_FROM else str(value)
+
+
+def _entry(key: str, value: Any) -> str:
+    if key == "bytes":
+        return f"{value / _MIB:.1f} MiB"
+    return f"{key}{':' if isinstance(value, dict) else ''} {_plain(value)}"
 
 
 def is_json_wanted() -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from convkit import console, graph
+from convkit.artifact import Artifact, Description, Precision
 from convkit.errors import ModelError
 
 
@@ -41,3 +42,18 @@ def test_a_file_without_read_permission_is_a_model_error(tmp_path: Path) -> None
     model.chmod(0)
     with pytest.raises(ModelError, match="cannot be read: Permission denied"):
         graph.detect(model)
+
+
+def test_sizes_by_type_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    types = {
+        "Q4_K": {"tensors": 9, "elements": 1_048_576, "bytes": 589_824},
+        "F32": {"tensors": 3, "elements": 7_000, "bytes": 28_000},
+    }
+    described = Description(Precision.Q4, details={"types": types, "context_length": 8192})
+    made = Artifact(tmp_path / "m.gguf", "gguf", Precision.Q4)
+    console.print_description(made, described, {"size_bytes": 617_824})
+    lines = [line.strip("\u2502 ") for line in capsys.readouterr().out.splitlines()]
+    first = next(number for number, line in enumerate(lines) if line.startswith("types"))
+    assert "Q4_K: tensors 9, elements 1,048,576, 0.6 MiB" in lines[first]
+    assert "F32: tensors 3, elements 7000, 0.0 MiB" in lines[first + 1]
+    assert "8192" in lines[first + 2]
