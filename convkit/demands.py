@@ -19,22 +19,27 @@ from convkit.graph import ConverterGraph, Route
 from convkit.recipe import Recipe
 from convkit.step import Pass
 
+_CALIBRATION_HINT = (
+    "Of GGUF, give a text or an importance matrix:  --calibration text.txt\n"
+    "Of other formats, arrays named as the inputs:  --calibration inputs.npz"
+)
+
 
 def check_samples(recipe: Recipe) -> None:
-    """Sees to it that there is the text that results are to be compared on; others are read.
+    """Sees to it that there are the text to compare on and the data to calibrate with.
 
     Raises:
         SamplesError: there is none.
     """
     if recipe.samples and samples.is_text(recipe.samples):
         samples.read_text(recipe.samples)
-    if recipe.calibration and not recipe.calibration.is_file():
-        is_folder = recipe.calibration.is_dir()
-        raise SamplesError(
-            f"{recipe.calibration} is a folder." if is_folder
-            else f"There is no file {recipe.calibration}.",
-            hint="Give a text, or an importance matrix:  --calibration text.txt",
-        )  # fmt: skip
+    calibration = recipe.calibration
+    if calibration is None or (calibration == samples.RANDOM and recipe.to != "gguf"):
+        return
+    if recipe.to == "gguf" and calibration.is_dir():
+        raise SamplesError(f"{calibration} is a folder.", hint=_CALIBRATION_HINT)
+    if not calibration.exists():
+        raise SamplesError(f"There is no file {calibration}.", hint=_CALIBRATION_HINT)
 
 
 def precision_of(recipe: Recipe, converters: ConverterGraph) -> Precision | None:
@@ -47,10 +52,8 @@ def precision_of(recipe: Recipe, converters: ConverterGraph) -> Precision | None
     target = converters.format(recipe.to)
     if recipe.scheme is None:
         return recipe.precision
-    if not target.schemes:
-        raise _without_schemes(recipe, converters)
     if recipe.scheme not in target.schemes:
-        raise UnknownNameError(f"scheme of {recipe.to}", recipe.scheme, target.schemes)
+        raise _unknown_scheme(recipe, converters)
     precision = target.schemes[recipe.scheme]
     if recipe.precision not in (None, precision):
         raise UsageError(
@@ -60,16 +63,20 @@ def precision_of(recipe: Recipe, converters: ConverterGraph) -> Precision | None
     return precision
 
 
-def _without_schemes(recipe: Recipe, converters: ConverterGraph) -> UsageError:
+def _unknown_scheme(recipe: Recipe, converters: ConverterGraph) -> UsageError:
+    known = converters.format(recipe.to).schemes
     owner = next((f for f in converters.formats.values() if recipe.scheme in f.schemes), None)
+    if owner is None and known:
+        return UnknownNameError(f"scheme of {recipe.to}", str(recipe.scheme), known)
     if owner is None:
         return UsageError(
             f"{recipe.to} has no schemes, and nothing else has one called '{recipe.scheme}'.",
             hint="Say the precision:  --fp16  --int8  --q4",
         )
     precision = owner.schemes[str(recipe.scheme)]
+    own = f"its own are {', '.join(sorted(known))}" if known else "it has none"
     return UsageError(
-        f"{recipe.to} has no schemes; {recipe.scheme} is one of {owner.name}.",
+        f"{recipe.scheme} is a scheme of {owner.name}, not of {recipe.to}; {own}.",
         hint=f"Say the precision:  --{precision}\n"
         f"On a route over {owner.name} the scheme is an option of its step:  "
         f"--{precision} --set {owner.name}-{precision}.scheme={recipe.scheme}",
@@ -107,6 +114,9 @@ def share_options(recipe: Recipe, route: Route, options: dict[str, dict[str, Any
     shared = (
         ("opset", recipe.opset, f"--opset {recipe.opset}", "which writes no ONNX"),
         ("scheme", recipe.scheme, "", ""),  # it said the precision, which may be all there is
+        ("target", recipe.target, f"--for {recipe.target}", "which is tuned to no target"),
+        ("max_drop", recipe.max_drop, "--max-drop", "which gives no layer back"),
+        ("metric", recipe.metric, "--metric", "which measures no accuracy"),
         ("pure", recipe.pure or None, "--pure", "which mixes no types"),
         ("tensor_types", recipe.tensor_types or None, "--tensor-type", "which mixes no types"),
     )

@@ -14,13 +14,20 @@ from convkit.artifact import Opening, Precision
 from convkit.errors import UsageError
 from convkit.openings import opening_of
 
-_FIELDS = {"set": "settings"}
-"""Names in YAML that are called otherwise in Python, where `set` is taken."""
+_FIELDS = {"set": "settings", "for": "target"}
+"""Names in YAML that are called otherwise in Python, where they are taken."""
 
 
 def _lower(name: Any) -> Any:
     """Schemes are spelled either way, `Q4_K_M` in names of files."""
     return name.lower() if isinstance(name, str) else name
+
+
+def _share(value: Any) -> Any:
+    """`1%` is 0.01."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
 
 
 class Recipe(BaseModel):
@@ -36,6 +43,9 @@ class Recipe(BaseModel):
         samples: inputs to trace and verify with.
         calibration: representative data for a calibrated pass.
         adapter: a folder with a low-rank adapter to be merged into the weights.
+        target: hardware that a quantized result is meant for (`cpu`, `tensorrt`); in YAML `for`.
+        max_drop: how much accuracy may fall, as a share: 0.01 or `1%`.
+        metric: what accuracy is: a name, or `module:function` of outputs and labels.
         pure: every tensor gets the scheme's own type, where it can be quantized at all.
         tensor_types: `REGEX=TYPE`, the type of tensors whose names match.
         inputs: input specs, `x=float32[batch,3,224,224]`.
@@ -59,6 +69,9 @@ class Recipe(BaseModel):
     samples: Path | None = None
     calibration: Path | None = None
     adapter: Path | None = None
+    target: str | None = None
+    max_drop: Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)] | None = None
+    metric: str | None = None
     pure: bool = False
     tensor_types: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()

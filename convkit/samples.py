@@ -19,6 +19,8 @@ from convkit.errors import SamplesError, UsageError
 from convkit.step import Feeds, Sizes
 
 BATCH_NAMES = ("batch", "batch_size", "n")
+RANDOM = Path("random")
+"""The word in place of calibration data for numbers drawn at random, which says so."""
 _SPATIAL = ("height", "width", "depth", "h", "w")
 _CHANNELS = (1, 3, 4)
 _BATCHES = (1, 3, 2, 4, 8, 12, 16, 1, 3, 2)

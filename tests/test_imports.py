@@ -32,7 +32,9 @@ FOUNDATION = frozenset(
         "errors",
         "factory",
         "git_lfs",
+        "hardware",
         "hub_cache",
+        "metrics",
         "samples",
         "protobuf",
         "onnx_external",
@@ -62,7 +64,7 @@ FOUNDATION = frozenset(
 )
 
 # Packages of such knowledge; they import the foundation and each other.
-SHARED = ("checkpoint", "families", "ggml", "vocabulary")
+SHARED = ("checkpoint", "families", "ggml", "quantization", "vocabulary")
 
 # Module -> the only modules of convkit it may import.
 NARROW = {

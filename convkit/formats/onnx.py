@@ -40,6 +40,12 @@ _QUANTIZATION: Mapping[str, str] = {
 Source: onnxruntime, docs/ContribOperators.md, and the quantization page of its documentation.
 """
 
+_SCHEMES = {
+    "static": Precision.INT8, "dynamic": Precision.INT8,
+    "rtn": Precision.Q4, "hqq": Precision.Q4, "gptq": Precision.Q4,
+    "nf4": Precision.Q4, "fp4": Precision.Q4,
+}  # fmt: skip
+
 _WEIGHTS = (
     "float", "bfloat", "int8", "uint8", "int4", "uint4", "int2", "uint2",
 )  # fmt: skip
@@ -171,4 +177,5 @@ onnx = Format(
     describe=_describe,
     open=_open,
     open_exact=_open_exact,
+    schemes=_SCHEMES,
 )

@@ -22,6 +22,9 @@ from convkit.formats import (
 )
 from convkit.step import Format, Package, Runner
 
+_SCHEMES = {"llm_int8": Precision.INT8, "nf4": Precision.Q4, "fp4": Precision.Q4}
+"""As bitsandbytes calls them."""
+
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th")
 
 
@@ -164,5 +167,6 @@ torch = Format(
     describe=describe,
     open=open_torch,
     load=load,
+    schemes=_SCHEMES,
     heeds=("adapter",),
 )
