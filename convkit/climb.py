@@ -19,6 +19,7 @@ from convkit.errors import (
     RungSkipped,
     StepError,
     UnsupportedError,
+    UsageError,
     VerificationError,
 )
 from convkit.graph import ConverterGraph
@@ -87,8 +88,8 @@ class Climb:
                     reasons[rung.name] = str(skipped)
                     continue
                 except ConvkitError as error:
-                    if self.recorder.has_failed:
-                        raise
+                    if self.recorder.has_failed or type(error) is UsageError:
+                        raise  # a rung that overlooks what the user said is no way round it
                     reasons[rung.name] = _reason(error)
                     failures.append(error)
                     continue

@@ -185,6 +185,16 @@ def test_wrong_numbers_are_refused_and_kept_for_inspection(model: Path) -> None:
     assert "cosine" not in str(caught.value).splitlines()[0]
 
 
+def test_an_option_that_cannot_be_meant_ends_the_ladder(model: Path) -> None:
+    @rung("strict")
+    def strict(source: Artifact, out: Path, work: Work, *, factor: int = 1) -> None:
+        raise UsageError(f"factor is at least 1, not {factor}.")
+
+    with pytest.raises(UsageError, match="at least 1, not 0"):
+        run(model, to_b(strict, copy()), settings={"a-to-b.factor": 0})
+    assert left_beside(model) == set()
+
+
 def test_a_rung_that_fails_gives_way_to_the_next_and_is_reported(model: Path) -> None:
     report = run(model, to_b(skips, crashes, copy("wrong", 1.5), copy("right")))
     (step,) = report.steps
