@@ -15,7 +15,7 @@ from convkit.artifact import Precision, TensorSpec
 from convkit.distributions import Predictions
 from convkit.errors import SamplesError
 from convkit.ggml.types import SCHEMES
-from convkit.language_limits import LIMITS, Party, limits_between
+from convkit.language_limits import HALF_ROUNDED, LIMITS, Party, limits_between
 from convkit.recording import Recorder
 from convkit.step import Feeds, LanguageRunner, Outputs, Package, Runner
 
@@ -157,12 +157,9 @@ def test_likelihood_is_taken_of_the_second_half_as_llama_perplexity_does() -> No
         (FLOAT, Party(Precision.FP32), "f32"),
         (FLOAT, Party(Precision.Q4, "q6_k", rounds=True), "q6_k"),
         (FLOAT, Party(Precision.Q4), "q4_k_m"),
-        (FLOAT, Party(Precision.BF16, rounds=True), "bf16"),
+        (FLOAT, Party(Precision.BF16, "bf16", rounds=True), "bf16"),
         (Party(Precision.BF16), Party(Precision.BF16, "bf16", rounds=True), "bf16"),
         (Party(Precision.Q4, "q6_k", True), Party(Precision.Q4, "q4_0", True), "q4_0"),
-        (COMPUTED_IN_BF16, Party(Precision.BF16, "bf16", rounds=True), "bf16"),
-        (COMPUTED_IN_BF16, Party(Precision.FP16, "f16"), "bf16"),
-        (COMPUTED_IN_BF16, Party(Precision.FP32, "f32"), "bf16"),
         (COMPUTED_IN_BF16, Party(Precision.INT8, "q8_0", rounds=True), "q8_0"),
     ],
 )
@@ -170,6 +167,21 @@ def test_what_is_lowered_is_judged_by_its_scheme(
     reference: Party, candidate: Party, expected: str
 ) -> None:
     assert limits_between(reference, candidate) is LIMITS[expected]
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (FLOAT, Party(Precision.BF16, rounds=True)),
+        (COMPUTED_IN_BF16, Party(Precision.BF16, "bf16", rounds=True)),
+        (COMPUTED_IN_BF16, Party(Precision.FP16, "f16")),
+        (COMPUTED_IN_BF16, Party(Precision.FP32, "f32")),
+    ],
+)
+def test_what_rounds_every_value_to_bfloat16_is_judged_by_that(
+    reference: Party, candidate: Party
+) -> None:
+    assert limits_between(reference, candidate) is HALF_ROUNDED
 
 
 @pytest.mark.parametrize(
