@@ -20,6 +20,8 @@ from convkit.onnx_external import check_external
 from convkit.onnx_folder import graph_file, text_folder
 from convkit.step import Format, Package, Runner
 
+_OWN_METADATA = "convkit."
+"""What convkit keeps for its own steps: which weight is which, whole configurations."""
 _KNOWN_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
 
 _QUANTIZATION: Mapping[str, str] = {
@@ -132,7 +134,7 @@ def _details(
         "quantization": _quantization(header),
         "custom_domains": _custom_domains(header),
         "functions": [f"{domain}::{name}" for domain, name in header.functions],
-        "metadata": header.metadata,
+        "metadata": {k: v for k, v in header.metadata.items() if not k.startswith(_OWN_METADATA)},
         "unknown_rank": [s.name for s in header.inputs + header.outputs if ANY_RANK in s.shape],
     }
     return details | {name: value for name, value in optional.items() if value}

@@ -30,6 +30,7 @@ from convkit.step import Feeds, Outputs, Runner, Session, Sizes
 if TYPE_CHECKING:
     import numpy as np
 
+_INT8_ACCURACY = 4
 _DEFAULT_VOCABULARY_SIZE = 100
 """For random ids where nothing tells how many there are."""
 
@@ -47,7 +48,23 @@ def open_onnx(artifact: Artifact, kind: type[SessionRunner] | type[TrueHalfRunne
     if language is not None:
         language.check(artifact.path.name)
     runner = kind(replace(artifact, path=file))
-    return runner if language is None else OnnxLanguageRunner(runner, language, folder)
+    if language is None:
+        return runner
+    made = OnnxLanguageRunner(runner, language, folder)
+    made.rounds_activations = _rounds_activations(file)
+    return made
+
+
+def _rounds_activations(file: Path) -> bool:
+    """Whether products with quantized weights round what they multiply to eight bits.
+
+    Source: onnxruntime, docs/ContribOperators.md, MatMulNBits: accuracy_level 4 is int8.
+    """
+    nodes = read_header(file, with_nodes=True).nodes
+    return any(
+        node.op_type == "MatMulNBits" and node.ints.get("accuracy_level", 0) == _INT8_ACCURACY
+        for node in nodes
+    )
 
 
 class OnnxLanguageRunner(FolderLanguage):

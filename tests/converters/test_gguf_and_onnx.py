@@ -44,6 +44,7 @@ def test_a_graph_of_quantized_weights_predicts_as_llama_cpp_does(
     assert operators["com.microsoft::MatMulNBits"] >= 14
     # Six bits become eight, and scales of blocks are float32: still far from the float graph.
     assert report.size_bytes < 1.7 * report.source_size_bytes
+    assert "metadata" not in convkit.inspect(tmp_path / "graph")[1].details  # convkit's own
     assert {path.name for path in (tmp_path / "graph").iterdir()} >= {
         "model.onnx",
         "config.json",
@@ -91,7 +92,7 @@ def test_quantized_graphs_come_back_with_the_numbers_they_stand_for(
     file, back = tmp_path / "m.gguf", tmp_path / "back.gguf"
     convkit.convert(folder, to="gguf", scheme=scheme, out=file, verify=False)
     convkit.convert(file, to="onnx", out=tmp_path / "graph", verify=False)
-    convkit.convert(tmp_path / "graph", to="gguf", out=back, verify=False)
+    assert convkit.convert(tmp_path / "graph", to="gguf", out=back).passed
     there, again = tensors_of(file), tensors_of(back)
     assert there.keys() == again.keys()
     for name, expected in there.items():
