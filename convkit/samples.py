@@ -21,6 +21,9 @@ from convkit.step import Feeds, Sizes
 BATCH_NAMES = ("batch", "batch_size", "n")
 RANDOM = Path("random")
 """The word in place of calibration data for numbers drawn at random, which says so."""
+LABELS = ("labels", "label")
+"""Arrays beside the inputs that say what is right; a model that takes an input of the name has none
+of them."""
 _SPATIAL = ("height", "width", "depth", "h", "w")
 _CHANNELS = (1, 3, 4)
 _BATCHES = (1, 3, 2, 4, 8, 12, 16, 1, 3, 2)
@@ -244,10 +247,15 @@ def _read_npz(path: Path) -> list[Feeds]:
 
 def _read_jsonl(path: Path) -> list[Feeds]:
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return [{name: _from_list(value) for name, value in line.items()} for line in lines]
+    return [{name: from_list(value) for name, value in line.items()} for line in lines]
 
 
-def _from_list(value: Any) -> np.ndarray[Any, Any]:
+def from_list(value: Any) -> np.ndarray[Any, Any]:
+    """The array of a (nested) list: whole numbers become int64, others float32.
+
+    Raises:
+        ValueError: it holds no numbers, or its rows differ in length.
+    """
     array = np.asarray(value)
     if array.dtype == np.float64:
         return array.astype(np.float32)

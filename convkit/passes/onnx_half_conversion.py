@@ -16,10 +16,11 @@ from convkit.passes.onnx_half_cache import Cache, cache_of
 from convkit.passes.onnx_half_constants import BF16, Constant, Half, examine
 from convkit.passes.onnx_half_islands import Plan, plan_islands
 from convkit.passes.onnx_half_lowering import lower
-from convkit.passes.onnx_half_ranges import SAMPLE_LIMIT, Ranges, measure
+from convkit.passes.onnx_half_ranges import SAMPLE_LIMIT, measure
 from convkit.passes.onnx_half_transposes import move_transposes
 from convkit.passes.onnx_half_types import OLDEST_OPSET, check_opset, is_float, slots_of
 from convkit.passes.onnx_half_writing import write_model
+from convkit.quantization.value_range import Ranges
 from convkit.step import Work
 
 if TYPE_CHECKING:

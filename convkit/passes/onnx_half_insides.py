@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from convkit.passes.onnx_half_ranges import Range, Ranges
+from convkit.quantization.value_range import Range, Ranges
 
 if TYPE_CHECKING:
     import onnx_ir as ir

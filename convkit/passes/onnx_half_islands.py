@@ -18,7 +18,6 @@ from convkit.passes.onnx_half_insides import largest_inside
 from convkit.passes.onnx_half_logarithms import small_before_logarithms
 from convkit.passes.onnx_half_masks import MASK, Masks, find_masks
 from convkit.passes.onnx_half_origins import ANGLE_OPERATORS, Origins, trace
-from convkit.passes.onnx_half_ranges import Ranges
 from convkit.passes.onnx_half_transposes import WHY, stops_loading
 from convkit.passes.onnx_half_types import (
     CARRIERS,
@@ -30,6 +29,7 @@ from convkit.passes.onnx_half_types import (
     reads_elements,
     slots_of,
 )
+from convkit.quantization.value_range import Ranges
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from convkit.passes.onnx_half_constants import Half, tensor_of
-from convkit.passes.onnx_half_ranges import Range, Ranges
 from convkit.passes.onnx_half_types import CARRIERS, is_float
+from convkit.quantization.value_range import Range, Ranges
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convkit.passes.onnx_half_constants import Constant
-from convkit.passes.onnx_half_ranges import Ranges
+from convkit.quantization.value_range import Ranges
 
 if TYPE_CHECKING:
     import numpy as np
