@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convkit.artifact import Artifact, Precision, TensorSpec
+    from convkit.benchmark import bench
     from convkit.errors import ConvkitError
     from convkit.library import convert, inspect, load, plan, verify
 
@@ -20,6 +21,7 @@ __all__ = [
     "Precision",
     "TensorSpec",
     "__version__",
+    "bench",
     "convert",
     "inspect",
     "load",
@@ -32,6 +34,7 @@ _HOMES = {
     "Precision": "artifact",
     "TensorSpec": "artifact",
     "ConvkitError": "errors",
+    "bench": "benchmark",
     "convert": "library",
     "inspect": "library",
     "load": "library",

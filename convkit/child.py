@@ -22,7 +22,7 @@ OWN_PROCESS = "CONVKIT_PROCESS"
 """Set in the environment of processes that run convkit and nothing else."""
 
 
-_PROTOCOL = 5
+PROTOCOL = 5
 """Arrays travel as they lie, without a copy on either side. Source: PEP 574."""
 
 
@@ -104,7 +104,7 @@ class Child(Generic[T]):
             try:
                 with suppress(BrokenPipeError), to:  # it died already
                     for part in request:
-                        pickle.dump(part, to, _PROTOCOL)
+                        pickle.dump(part, to, PROTOCOL)
                 with suppress(EOFError, pickle.UnpicklingError), answers:  # it died over it
                     self._answer = pickle.load(answers)
             except Exception as failure:  # what was sent, or came, cannot be pickled
@@ -121,7 +121,7 @@ def serve() -> None:
 
     Whatever a framework prints on standard output goes to standard error: the answer has it alone.
     """
-    _die_with_parent()
+    die_with_parent()
     answer_to = os.dup(1)
     os.dup2(2, 1)
     sys.path[:] = pickle.load(sys.stdin.buffer)  # first: what follows may need it
@@ -133,12 +133,12 @@ def serve() -> None:
         answer, trace = error, traceback.format_exc()
     peak = resources.peak_rss_bytes() / (1 << 20)
     with os.fdopen(answer_to, "wb") as stream:
-        pickle.dump((answer, peak, trace), stream, _PROTOCOL)
+        pickle.dump((answer, peak, trace), stream, PROTOCOL)
     sys.stderr.flush()
     os._exit(0)  # tearing a framework down takes longer than what is left to do
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Has Linux end this process with its parent. Source: prctl(2), PR_SET_PDEATHSIG."""
     if sys.platform == "linux":
         import ctypes

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from convkit import __version__
+from convkit.cli_bench import bench
 from convkit.cli_options import common, model_options, recipe_from, settings_from, target_options
 
 if TYPE_CHECKING:
     from convkit.recipe import Recipe
 
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 _REPORT = "Please report it on the issue tracker, with the lines above and the command you typed."
 
 
@@ -38,7 +40,7 @@ class _Commands(click.Group):
             raise UnknownNameError("command", args[0], self.commands) from None
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, commands=[bench], context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="convkit")
 def cli() -> None:
     """Convert trained models between formats and precisions, proven and measured.
@@ -325,7 +327,8 @@ def main() -> NoReturn:
     """The `convkit` command: runs it and turns every outcome into an exit code."""
     os.environ["CONVKIT_PROCESS"] = "1"
     # OpenMP's threads wait by spinning, and two runtimes that spin on busy processors take five to
-    # ten times as long as one that waits. Frameworks read this when they are loaded.
+    # ten times as long as one that waits. `bench` lets models wait as the user's shell says.
+    os.environ["CONVKIT_USERS_OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     code = outcome(functools.partial(cli.main, prog_name="convkit", standalone_mode=False))
     for stream in (sys.stdout, sys.stderr):

@@ -1,0 +1,193 @@
+"""Why a model is slow: what its profile shows, each with its time and what a change would save."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from convkit.explaining_finding import LEAST_SHARE, Finding, finding_of, named
+from convkit.explaining_forms import CONVERSIONS, DEQUANTIZE, QUANTIZE, Layers
+from convkit.explaining_profile import Node, Profile
+from convkit.explaining_trials import (
+    BLOCK_LAYERS,
+    DYNAMIC_LAYERS,
+    STATIC_LAYERS,
+    Trials,
+    layer_of,
+)
+
+_ACCURATE = (0, 1, 2, 3)
+"""Levels at which MatMulNBits computes in float. Source: onnxruntime, docs/ContribOperators.md."""
+
+
+def find(profile: Profile, instruction_sets: Sequence[str], wanted: str) -> list[Finding]:
+    """Everything that is worth a hundredth of the time, the largest gain first.
+
+    Args:
+        profile: of the model.
+        instruction_sets: of this processor.
+        wanted: the provider that all nodes should run on.
+    """
+    total = profile.total_ms
+    trials = Trials()
+    layers = Layers(profile, trials)
+    found = [
+        *layers.stayed_float(),
+        *layers.unpaying(),
+        *_levels(profile, trials),
+        *_conversions(profile, layers.claimed),
+        *_half_casts(profile),
+        *_foreign(profile, wanted),
+        *_instructions(profile, instruction_sets),
+    ]
+    worth = [
+        one
+        for one in found
+        if (one.share if one.gain_ms is None else one.gain_ms / total) >= LEAST_SHARE
+    ]
+    return sorted(worth, key=lambda one: -(one.gain_ms or 0.0))
+
+
+def _levels(profile: Profile, trials: Trials) -> Iterator[Finding]:
+    """MatMulNBits that unpack their weights and compute in float."""
+    gains: list[tuple[Node, float]] = []
+    for node in profile.nodes:
+        level = node.attributes.get("accuracy_level", 0)
+        layer = layer_of(node, profile) if node.op_type in BLOCK_LAYERS else None
+        if layer is None or level not in _ACCURATE:
+            continue
+        now, fast = trials.blocks(layer, level), trials.blocks(layer, 4)
+        if now is not None and fast is not None and fast.layer_ms < now.layer_ms:
+            gains.append((node, node.ms * (1 - fast.layer_ms / now.layer_ms)))
+    if gains:
+        nodes = [node for node, _ in gains]
+        yield finding_of(
+            profile,
+            "accuracy-level",
+            f"{len(nodes)} MatMulNBits without accuracy_level 4 compute in float: {named(nodes)}",
+            nodes,
+            sum(gain for _, gain in gains),
+            "set accuracy_level=4: products in int8",
+        )
+
+
+def _conversions(profile: Profile, claimed: set[str]) -> Iterator[Finding]:
+    """QuantizeLinear and DequantizeLinear that nothing absorbed, by the reason for it."""
+    groups: dict[tuple[str, str], list[Node]] = defaultdict(list)
+    for node in profile.nodes:
+        if node.op_type in CONVERSIONS and node.name not in claimed and node.inputs:
+            reason = _reason(node, profile)
+            if reason is not None:
+                groups[reason].append(node)
+    for (kind, cause), nodes in groups.items():
+        what, remedy = _CONVERSION_WORDS[kind]
+        yield finding_of(
+            profile,
+            "unfused-qdq",
+            f"{len(nodes)} {what.format(cause=cause)}: {named(nodes)}",
+            nodes,
+            sum(node.ms for node in nodes),
+            remedy.format(cause=cause),
+        )
+
+
+_CONVERSION_WORDS = {
+    "rounding": (
+        "Q and DQ between float operators ({cause}) only round, at the price of two passes",
+        "leave {cause} out of quantization, no int8 kernel takes these pairs",
+    ),
+    "weights": (
+        "DQ unpack weights in every call, for {cause}",
+        "keep these weights float, or quantize what {cause} takes and gives as well",
+    ),
+    "island": (
+        "Q and DQ go from int8 to float and back for {cause}, which has no int8 kernel here",
+        "use an operator with an int8 kernel in place of {cause}, or keep its neighbours float",
+    ),
+}
+
+
+def _reason(node: Node, profile: Profile) -> tuple[str, str] | None:
+    """Why a conversion remained, and for which operator; None at the ends of the model."""
+    consumers = profile.consumers(node)
+    if node.op_type == DEQUANTIZE:
+        if node.inputs[0] in profile.weights:
+            return "weights", _types_of(consumers)
+        producer = profile.producer(node.inputs[0])
+        if producer is not None and producer.op_type == QUANTIZE:
+            return "rounding", _types_of([_origin(producer, profile)])
+        if not consumers:
+            return None  # what the model gives
+        return "island", _types_of(consumers)
+    if consumers and all(one.op_type == DEQUANTIZE for one in consumers):
+        return "rounding", _types_of([_origin(node, profile)])
+    producer = profile.producer(node.inputs[0])
+    return None if producer is None else ("island", producer.op_type)
+
+
+def _origin(quantize: Node, profile: Profile) -> Node | None:
+    """What gives the value that is quantized."""
+    return profile.producer(quantize.inputs[0])
+
+
+def _types_of(nodes: Sequence[Node | None]) -> str:
+    return ", ".join(dict.fromkeys("inputs" if one is None else one.op_type for one in nodes))
+
+
+def _half_casts(profile: Profile) -> Iterator[Finding]:
+    """Casts between half precision and float, which the runtime inserts where kernels lack."""
+    casts = [
+        node
+        for node in profile.nodes
+        if node.op_type == "Cast"
+        and any(dtype == "float16" for dtype, _ in (*node.input_types, *node.output_types))
+    ]
+    if casts:
+        yield finding_of(
+            profile,
+            "half-casts",
+            f"{len(casts)} Cast between float16 and float32: this processor computes in float32",
+            casts,
+            sum(node.ms for node in casts),
+            "use the fp32 model on CPUs; fp16 pays on GPUs",
+        )
+
+
+def _foreign(profile: Profile, wanted: str) -> Iterator[Finding]:
+    """Nodes that run on another provider than the one that was asked for, and copies for them."""
+    foreign = [node for node in profile.nodes if node.provider and node.provider != wanted]
+    copies = [node for node in profile.nodes if node.op_type.startswith("Memcpy")]
+    if foreign or copies:
+        where = ", ".join(dict.fromkeys(node.provider for node in foreign)) or wanted
+        nodes = list(dict.fromkeys([node.name for node in (*foreign, *copies)]))
+        members = [node for node in profile.nodes if node.name in nodes]
+        yield finding_of(
+            profile,
+            "fallback-provider",
+            f"{len(foreign)} nodes fell back to {where}, with {len(copies)} copies between: "
+            f"{_types_of(foreign)}",
+            members,
+            sum(node.ms for node in copies),
+            f"use operators that {wanted} has",
+        )
+
+
+def _instructions(profile: Profile, instruction_sets: Sequence[str]) -> Iterator[Finding]:
+    """Integer layers on a processor without dot products of bytes."""
+    dots = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+    layers = [
+        node
+        for node in profile.nodes
+        if node.op_type in (*STATIC_LAYERS, *DYNAMIC_LAYERS)
+        or (node.op_type in BLOCK_LAYERS and node.attributes.get("accuracy_level", 0) == 4)
+    ]
+    if layers and not any(name in instruction_sets for name in dots):
+        yield finding_of(
+            profile,
+            "missing-instructions",
+            f"this processor has no dot products of bytes (VNNI): {len(layers)} integer layers "
+            "take several instructions for each",
+            layers,
+            None,
+            "measure on the machine that will run it; here fp32 may be as fast",
+        )
