@@ -1,0 +1,172 @@
+"""Part of the range of activations moved into the weights that read them (SmoothQuant).
+
+Behind a normalization a few channels are often far larger than the rest, and take the steps of all
+others. The normalization's own factors can divide such channels, and the weights that read them
+multiply them back; the graph computes the same.
+
+Source: Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large
+Language Models, 2022, equations 3 and 4: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convkit.onnx_structure import array_of
+from convkit.quantization.channel_ranges import channel_ranges
+from convkit.quantization.layers import is_constant, output_axis, rank_of, refusal_of
+from convkit.quantization.observing import Batches
+from convkit.quantization.preparation import replace_constant
+from convkit.step import Progress
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Smoothable:
+    """A normalized value that layers alone read.
+
+    Attributes:
+        value: what they read; its last axis is smoothed.
+        factors: (node, input) of the constants that make it: they are divided.
+        readers: the layers: their weights are multiplied.
+    """
+
+    value: ir.Value
+    factors: tuple[tuple[ir.Node, int], ...]
+    readers: tuple[ir.Node, ...]
+
+
+def smooth(
+    model: ir.Model,
+    folder: Path,
+    data: Batches,
+    alpha: float,
+    *,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> int:
+    """Smooths in place every activation that allows it; how many.
+
+    Args:
+        model: typed, its constants initializers.
+        folder: where its weights lie.
+        data: samples of its inputs.
+        alpha: share of the range that moves: 0 none, 1 all.
+        progress: hears how far it is.
+        note: takes sentences for the report.
+    """
+    places = smoothable(model.graph)
+    axes = {p.value.name or "": (-1, rank_of(p.value) or 1) for p in places}
+    seen = channel_ranges(model, folder, axes, data.batches(), progress, data.count)
+    for place in places:
+        weights = [_inputs_first(node, folder) for node in place.readers]
+        heard = np.max([np.abs(weight).max(1) for weight in weights], axis=0)
+        absmax = seen[place.value.name or ""].absmax.astype(np.float64)
+        scales = smoothing_scales(absmax, heard, alpha)
+        for node, index in place.factors:
+            constant = node.inputs[index]
+            assert constant is not None
+            array = array_of(constant.const_value, folder).astype(np.float64)
+            replace_constant(model.graph, node, index, (array / scales).astype(np.float32))
+        for node, weight in zip(place.readers, weights, strict=True):
+            scaled = weight * scales[:, None]
+            if output_axis(node) == 0:
+                scaled = scaled.T
+            replace_constant(model.graph, node, 1, scaled.astype(np.float32))
+    if places:
+        note(f"Channels of {len(places)} normalizations were smoothed into the layers behind them.")
+    return len(places)
+
+
+def smoothing_scales(absmax: Array, heard: Array, alpha: float) -> Array:
+    """What each channel is divided by; 1 where it is silent or nobody hears it.
+
+    Args:
+        absmax: largest magnitude of each channel.
+        heard: largest magnitude of the weights that it is multiplied with.
+        alpha: share of the range that moves.
+    """
+    is_used = (absmax > 0) & (heard > 0)
+    scales = np.ones(len(absmax))
+    scales[is_used] = absmax[is_used] ** alpha / heard[is_used] ** (1 - alpha)
+    return np.asarray(scales / np.exp(np.log(scales).mean()))  # the factors keep their size
+
+
+def smoothable(graph: ir.Graph) -> list[Smoothable]:
+    """Normalized values that layers alone read, in the graph's order."""
+    found = []
+    for node in graph:
+        factors = _factors(node)
+        if not factors:
+            continue
+        value = node.outputs[0]
+        readers = tuple(dict.fromkeys(use.node for use in value.uses()))
+        if value.is_graph_output() or not readers or rank_of(value) is None:
+            continue
+        if all(_reads(reader, value) for reader in readers):
+            found.append(Smoothable(value, factors, readers))
+    return found
+
+
+def _reads(node: ir.Node, value: ir.Value) -> bool:
+    if node.op_type not in ("MatMul", "Gemm") or refusal_of(node) is not None:
+        return False
+    return node.inputs[0] is value
+
+
+def _factors(node: ir.Node) -> tuple[tuple[ir.Node, int], ...]:
+    """The constants for each channel that a normalization ends with; none for other nodes."""
+    if node.domain not in ("", "ai.onnx"):
+        return ()
+    if node.op_type == "LayerNormalization":
+        indices = [i for i in (1, 2) if i < len(node.inputs) and node.inputs[i] is not None]
+        axis = node.attributes.get("axis")
+        is_last = axis is None or axis.as_int() in (-1, (rank_of(node.outputs[0]) or 0) - 1)
+        places = tuple((node, index) for index in indices)
+        return places if is_last and all(_is_vector(n.inputs[i]) for n, i in places) else ()
+    if node.op_type == "Mul":
+        index = _vector_input(node)
+        return () if index is None else ((node, index),)
+    if node.op_type == "Add":
+        index = _vector_input(node)
+        before = None if index is None else node.inputs[1 - index]
+        product = before.producer() if before is not None else None
+        if index is None or before is None or product is None or product.op_type != "Mul":
+            return ()
+        inner = _vector_input(product)
+        if inner is None or len(before.uses()) != 1 or before.is_graph_output():
+            return ()
+        return ((product, inner), (node, index))
+    return ()
+
+
+def _vector_input(node: ir.Node) -> int | None:
+    """Which input is a number for each channel, the other an activation; None: neither."""
+    for index in (0, 1):
+        other = node.inputs[1 - index]
+        if _is_vector(node.inputs[index]) and other is not None and not is_constant(other):
+            return index if (rank_of(other) or 0) >= 2 else None
+    return None
+
+
+def _is_vector(value: ir.Value | None) -> bool:
+    if value is None or not is_constant(value) or rank_of(value) != 1:
+        return False
+    return value.shape is not None and value.shape[0] != 1
+
+
+def _inputs_first(node: ir.Node, folder: Path) -> Array:
+    """A layer's weight as (inputs, outputs), float64."""
+    weight = node.inputs[1]
+    assert weight is not None
+    array = array_of(weight.const_value, folder).astype(np.float64)
+    return array.T if output_axis(node) == 0 else array
