@@ -129,6 +129,14 @@ class CalibrationData:
         """The first samples of these."""
         return self._of(self._chosen[:count])
 
+    def largest(self) -> CalibrationData:
+        """One of the samples with most elements."""
+        ends = np.cumsum([each.count for each in self._fits])
+        owners = np.searchsorted(ends, self._chosen, side="right")  # the part of each sample
+        sizes = np.array([each.row_size for each in self._fits])
+        at = int(np.argmax(sizes[owners]))
+        return self._of(self._chosen[at : at + 1])
+
     def shares(self) -> tuple[CalibrationData, CalibrationData]:
         """Samples to calibrate on, and every fifth one, which is held out to judge the result.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,12 @@ class Fit:
     placements: tuple[Placement, ...]
     count: int
     labels: str | None
+
+    @property
+    def row_size(self) -> int:
+        """Elements of one of its samples."""
+        shapes = [self.part.members[p.spec.name].shape for p in self.placements]
+        return sum(map(math.prod, shapes)) // max(1, self.count)
 
 
 def fit(

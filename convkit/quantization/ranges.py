@@ -1,41 +1,33 @@
-"""Ranges of activations on calibration data, with one batch in memory.
+"""Ranges of activations on calibration data.
 
-A first pass takes the smallest and the largest element of every value as scalars.
+A first pass takes the smallest and the largest element of every value as scalars. Where a method
+needs to know how often what occurs, further passes count elements into histograms, of as many
+values at a time as memory is planned for. So the number of samples costs time and no memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from convkit.errors import StepError, UnknownNameError
-from convkit.onnx_structure import plain_session
-from convkit.quantization.probes import Probes
+import numpy as np
+
+from convkit.errors import UnknownNameError
+from convkit.quantization.clipping import CLIPPINGS
+from convkit.quantization.histograms import Histogram
+from convkit.quantization.observing import Batches, Observed, Schedule, schedule
+from convkit.quantization.statistics_file import StatisticsFile
 from convkit.quantization.value_range import Range as Range
 from convkit.quantization.value_range import Ranges as Ranges
-from convkit.step import Feeds, Progress
+from convkit.step import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = ("minmax", *CLIPPINGS)
 DEFAULT_METHOD = "percentile"
-
-
-class Batches(Protocol):
-    """Samples as calibration wants them; `CalibrationData` is one."""
-
-    @property
-    def count(self) -> int:
-        """How many samples."""
-
-    @property
-    def digest(self) -> str:
-        """What tells these samples from others."""
-
-    def batches(self, rows: int = ...) -> Iterator[Feeds]:
-        """Inputs, one batch after another."""
 
 
 def calibrate(
@@ -51,6 +43,9 @@ def calibrate(
 ) -> Mapping[str, Range]:
     """The range of each value on the data.
 
+    Takes the model's memory plus at most 300 MB, whatever the number of samples, unless one sample
+    alone makes values beyond that.
+
     Args:
         model: it is run as it is, weights that lie in `folder` or in memory alike.
         folder: of the model file.
@@ -58,20 +53,32 @@ def calibrate(
         data: samples of the model's inputs.
         method: how ranges follow from what is seen, one of `METHODS`.
         progress: hears how far it is.
-        cache: a file for the statistics, reused if model, data and method are the same.
-        note: takes sentences for the report.
+        cache: a file for what was found, reused if model, data and method are the same.
+        note: takes sentences for the report; without it a cache that cannot be written is an error.
 
     Raises:
         UnknownNameError: there is no such method.
         SamplesError: a sample has NaN or infinity.
         StepError: the model does not run on the samples.
+        ResourceError: the cache cannot be written, and there is no `note` to say so.
     """
     if method not in METHODS:
         raise UnknownNameError("calibration method", method, METHODS)
     wanted = _measurable(model, values)
     if not wanted:
         return {}
-    return _extremes(model, folder, wanted, data, progress)
+    kept = StatisticsFile.of(cache, model, folder, data, method, note) if cache else None
+    if kept is not None and (found := kept.read(wanted)) is not None:
+        return found
+    watched = Observed(model, folder, data, progress)
+    sizes = watched.sizes(wanted)
+    planned = schedule(sizes, data.fixed_rows)
+    if note is not None:
+        note(_told(planned, data.count, method))
+    found = _measured(watched, sizes, planned, method)
+    if kept is not None:
+        kept.write(found)
+    return found
 
 
 def _measurable(model: ir.Model, values: Collection[str]) -> set[str]:
@@ -79,45 +86,54 @@ def _measurable(model: ir.Model, values: Collection[str]) -> set[str]:
     import onnx_ir as ir
 
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-    own = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
-    known = {v.name for v in own if v.name and v.dtype in floats}
-    return known & set(values)
+    own = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    return {v.name for v in own if v.name and v.dtype in floats} & set(values)
 
 
-def _extremes(
-    model: ir.Model, folder: Path, wanted: set[str], data: Batches, progress: Progress
+def _told(planned: Schedule, count: int, method: str) -> str:
+    passes = 1 + (len(planned.groups) if method != "minmax" else 0)
+    return (
+        f"Calibrated by {method} on {count} samples, read {passes} times; predicted peak: the "
+        f"model and {planned.peak_bytes / 2**20:.0f} MiB."
+    )
+
+
+def _measured(
+    watched: Observed, sizes: Mapping[str, int], planned: Schedule, method: str
 ) -> dict[str, Range]:
-    import onnx_ir as ir
+    ranges = watched.extremes(sizes, planned.rows)
+    unbounded = {n for n, r in ranges.items() if not math.isfinite(r.high - r.low)}
+    for group in planned.groups:
+        mine = [name for name in group if name in unbounded]
+        if mine:
+            ranges.update(_finite(watched, mine, planned.fetched_rows))
+    if method == "minmax":
+        return ranges
+    clip = CLIPPINGS[method]
+    clipped: dict[str, Range] = {}
+    for number, group in enumerate(planned.groups, 1):
+        count = watched.data.count
+        histograms = {name: Histogram(ranges[name], sizes[name] * count) for name in group}
+        what = f"histograms {number} of {len(planned.groups)}"
+        watched.fetch(
+            group,
+            planned.fetched_rows,
+            lambda name, array, held=histograms: held[name].add(array),  # type: ignore[misc]
+            what,
+        )
+        clipped.update({name: clip(histogram) for name, histogram in histograms.items()})
+    return clipped
 
-    names = [str(value.name) for value in model.graph.inputs]
-    proto = ir.to_proto(model)
-    probes = Probes(wanted, set(), allows_empty=False)
-    probes.add_to(proto.graph, names)
-    session = plain_session(proto, folder)
+
+def _finite(watched: Observed, names: list[str], rows: int) -> dict[str, Range]:
+    """Ranges over finite elements only, of values that hold infinities (masks)."""
     found: dict[str, Range] = {}
-    done = 0
-    for feeds in data.batches():
-        progress("ranges", done, data.count)
-        done += _rows_of(feeds)
-        scalars = dict(zip(probes.outputs, _run(session, probes.outputs, feeds), strict=True))
-        for name, (low, high) in probes.scalars.items():
-            seen = Range(float(scalars[low]), float(scalars[high]))
+
+    def look(name: str, array: np.ndarray[Any, Any]) -> None:
+        finite = array[np.isfinite(array)]
+        if finite.size:
+            seen = Range(float(finite.min()), float(finite.max()))
             found[name] = found[name].joined(seen) if name in found else seen
-    return found
 
-
-def _run(session: Any, outputs: list[str], feeds: Feeds) -> list[Any]:
-    try:
-        results: list[Any] = session.run(outputs, dict(feeds))
-        return results
-    except Exception as cause:  # the runtime's exceptions share no base class of their own
-        line = next(iter(str(cause).splitlines()), type(cause).__name__)
-        raise StepError(
-            "The model does not run on the calibration data.",
-            why=line[:400],
-            hint="Give samples that it accepts:  --calibration inputs.npz",
-        ) from cause
-
-
-def _rows_of(feeds: Feeds) -> int:
-    return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+    watched.fetch(names, rows, look, "finite ranges")
+    return {name: found.get(name, Range(0.0, 0.0)) for name in names}
