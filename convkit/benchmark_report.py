@@ -21,6 +21,7 @@ class Latency:
 
     Attributes:
         run_count, round_count: timed calls, and rounds in which all models took turns.
+        launch_count: starts of the process.
         p50_ms, p95_ms, p99_ms: percentiles; None where too few calls lie beyond them.
         p50_ci_ms: the 95 % interval of the median; None with too few rounds.
         mean_ms: of all calls.
@@ -35,6 +36,7 @@ class Latency:
     p95_ms: float | None
     p99_ms: float | None
     p50_ci_ms: Interval | None
+    launch_count: int
     mean_ms: float
     spread: float
     drift: float | None
@@ -111,6 +113,7 @@ class Measurement:
             document |= {
                 "runs": latency.run_count,
                 "rounds": latency.round_count,
+                "launches": latency.launch_count,
                 "mean_ms": _rounded(latency.mean_ms),
                 "spread": _rounded(latency.spread),
                 "drift": _rounded(latency.drift),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from convkit import benchmark_statistics as statistics
 from convkit.artifact import Artifact
@@ -23,19 +23,38 @@ class Series:
     Attributes:
         label: a short name that no other model has.
         run_count, lead_count: calls of a turn, timed and not.
-        blocks: its turns.
+        warmths: how it came to its speed, each time.
+        launches: its turns, for each start of its process.
         error: why it could not be run.
     """
 
     artifact: Artifact
     label: str
     opened: Opened
-    warmth: Warmth | None = None
     error: ConvkitError | None = None
-    blocks: list[Block] = field(default_factory=list)
+    warmths: list[Warmth] = field(default_factory=list)
+    launches: list[list[Block]] = field(default_factory=list)
     run_count: int = 1
     lead_count: int = 0
     peak_rss_mib: float = 0.0
+
+    @property
+    def warmth(self) -> Warmth | None:
+        """How it came to its speed the last time."""
+        return self.warmths[-1] if self.warmths else None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All turns."""
+        return [block for launch in self.launches for block in launch]
+
+    @property
+    def launch_medians_ms(self) -> list[float]:
+        """The median of each start."""
+        return [
+            statistics.median(statistics.joined([block.runs_ms for block in launch]))
+            for launch in self.launches
+        ]
 
     @property
     def is_running(self) -> bool:
@@ -57,11 +76,19 @@ def results(batch: int, several: Sequence[Series]) -> list[Measurement]:
         own = drawn.get(id(series))
         latency = speedup = interval = None
         if series.is_running:
-            latency = latency_of(series, None if own is None else statistics.interval(own))
+            medians = series.launch_medians_ms
+            within = None if own is None else statistics.interval(own)
+            latency = latency_of(series)
+            latency = replace(
+                latency, p50_ci_ms=statistics.widened(within, latency.p50_ms, medians)
+            )
         if latency is not None and base is not None:
             speedup = base.p50_ms / latency.p50_ms
             if own is not None:
-                interval = statistics.interval(drawn[id(first)] / own)
+                pairs = zip(first.launch_medians_ms, series.launch_medians_ms, strict=True)
+                ratios = [before / now for before, now in pairs]
+                within = statistics.interval(drawn[id(first)] / own)
+                interval = statistics.widened(within, speedup, ratios)
         verdict = "" if series is first else statistics.verdict(interval)
         found.append(_measurement(batch, series, latency, speedup, interval, verdict))
     return found
@@ -75,7 +102,7 @@ def _measurement(
     interval: statistics.Interval | None,
     verdict: str,
 ) -> Measurement:
-    warmth, error = series.warmth, series.error
+    warmths, error = series.warmths, series.error
     return Measurement(
         artifact=series.artifact,
         label=series.label,
@@ -88,14 +115,14 @@ def _measurement(
         peak_rss_mib=series.peak_rss_mib,
         import_ms=series.opened.import_ms,
         load_ms=series.opened.load_ms,
-        first_run_ms=None if warmth is None else warmth.first_run_ms,
-        is_warm=warmth is None or warmth.is_steady,
+        first_run_ms=warmths[0].first_run_ms if warmths else None,
+        is_warm=all(warmth.is_steady for warmth in warmths[1:]),
         error="" if error is None else " ".join([error.what, *error.why]),
     )
 
 
-def latency_of(series: Series, interval: statistics.Interval | None = None) -> Latency:
-    """How long the calls of a series took, with the interval of their median."""
+def latency_of(series: Series) -> Latency:
+    """How long the calls of a series took, without an interval."""
     rounds = [block.runs_ms for block in series.blocks]
     runs = statistics.joined(rounds)
     seconds = sum(block.seconds for block in series.blocks)
@@ -105,7 +132,8 @@ def latency_of(series: Series, interval: statistics.Interval | None = None) -> L
         p50_ms=statistics.median(runs),
         p95_ms=statistics.percentile(runs, 95),
         p99_ms=statistics.percentile(runs, 99),
-        p50_ci_ms=interval,
+        p50_ci_ms=None,
+        launch_count=len(series.launches),
         mean_ms=float(runs.mean()),
         spread=statistics.spread(runs),
         drift=statistics.drift(rounds),
@@ -120,7 +148,7 @@ def doubts(batch: int, several: Sequence[Series]) -> Iterator[str]:
         if series.is_running:
             latency = latency_of(series)
             crowded.append(latency.waited)
-            is_cold = series.warmth is not None and not series.warmth.is_steady
+            is_cold = not all(warmth.is_steady for warmth in series.warmths[1:])
             for what in _doubts(latency, is_cold):
                 yield f"{series.label} at batch {batch} {what}"
     if max(crowded) > CROWDED:

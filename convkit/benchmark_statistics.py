@@ -30,6 +30,8 @@ _DRAWS = 2000
 _CHUNK = 4_000_000
 _SEED = 0
 _TAIL = 0.025
+_STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+"""Number of starts -> 97.5 % quantile of Student's t with one degree of freedom fewer."""
 
 
 def percentile(runs: Array, percent: float) -> float | None:
@@ -94,6 +96,24 @@ def interval(drawn: Array) -> Interval:
     """The 95 % interval of drawn statistics, by their percentiles."""
     low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
     return float(low), float(high)
+
+
+def widened(within: Interval | None, value: float, starts: Sequence[float]) -> Interval | None:
+    """An interval that also holds what differs from one start of the processes to another.
+
+    Args:
+        within: the interval by runs; None stays None.
+        value: the statistic over all starts.
+        starts: the same of each start alone; of fewer than three no spread is known.
+
+    Source: Student's t of their logarithms, two-sided 95 %; Kalibera and Jones (2013), section 9.
+    """
+    if within is None or len(starts) < min(_STUDENT):
+        return within
+    logs = np.log(starts)
+    half = _STUDENT[min(len(starts), max(_STUDENT))] * logs.std(ddof=1) / np.sqrt(len(starts))
+    low, high = value * np.exp(-half), value * np.exp(half)
+    return min(within[0], float(low)), max(within[1], float(high))
 
 
 def verdict(speedup: Interval | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from convkit.explaining_finding import LEAST_SHARE, Finding, finding_of, named
 from convkit.explaining_profile import Node, Profile
@@ -68,8 +68,26 @@ class Layers:
                 f"{len(nodes)} {kind} compute in float in a quantized model: {named(nodes)}",
                 nodes,
                 sum(gain for _, gain in members),
-                "quantize their inputs, weights and results too; see that Q and DQ stand on all",
+                f"put Q and DQ on {' and on '.join(self._lacking(nodes))}",
             )
+
+    def _lacking(self, nodes: Sequence[Node]) -> list[str]:
+        """What of float layers has no Q and DQ; the runtime fuses only what has them on all."""
+        lacking = set()
+        for node in nodes:
+            consumers = self._profile.consumers(node)
+            if not self._is_dequantized(node.inputs[0]):
+                lacking.add("their inputs")
+            if not self._is_dequantized(weight_name(node)):
+                lacking.add("their weights")
+            if any(one.op_type != QUANTIZE for one in consumers):
+                after = {one.op_type for one in consumers} - {QUANTIZE}
+                lacking.add(f"their results, before {', '.join(sorted(after))}")
+        return sorted(lacking) or ["everything they take and give, or ask for other types there"]
+
+    def _is_dequantized(self, value: str) -> bool:
+        producer = self._profile.producer(value)
+        return producer is not None and producer.op_type == DEQUANTIZE
 
     def _int8_gain(self, node: Node, layer: Layer) -> float:
         """What a call saves if a float layer becomes int8; what falls away beside it included."""
