@@ -139,6 +139,20 @@ def share_options(recipe: Recipe, route: Route, options: dict[str, dict[str, Any
         )
 
 
+def held_out(recipe: Recipe, route: Route) -> Path | None:
+    """The calibration data whose control share results are compared on; None where not on these.
+
+    Samples that the user gives come first, and what is drawn at random says nothing of real inputs.
+    """
+    data = recipe.calibration
+    if data is None or recipe.samples or data == samples.RANDOM or samples.is_text(data):
+        return None
+    takes_arrays = any(
+        isinstance(step, Pass) and step.calibrated and step.format == "onnx" for step in route.steps
+    )
+    return data if takes_arrays else None
+
+
 def check_source_survives(source: Artifact, destination: Path) -> None:
     """A result never takes the place of what it was made from, `--force` or not.
 

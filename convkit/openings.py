@@ -39,7 +39,8 @@ def opening_of(
 
         specs = tuple(samples.parse_spec(text) for text in inputs)
         if examples and not specs and not samples.is_text(examples):
-            specs = samples.specs_of(samples.read(examples))
+            given = samples.read(examples)
+            specs = samples.specs_of([samples.without_labels(feeds) for feeds in given])
     return Opening(
         inputs=specs,
         signature=signature,

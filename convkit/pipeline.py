@@ -94,10 +94,12 @@ def run(
         is_held = recipe.verify or recipe.calibration  # else only rows of it are in memory
         if is_held or not all(step.streaming for step in job.route.steps):
             resources.check_memory(size)
+        held_out = demands.held_out(recipe, job.route)
         recorder = Recorder(
             job.source,
             recipe.samples,
             converters.format(job.source.format),
+            held_out,
             loaded=_loaded_by(steps[0]),
             is_wanted=recipe.verify,
         )
@@ -138,11 +140,20 @@ def run(
             samples=tuple(map(verification.label_of, recording.samples)) if recording else (),
             seconds=time.perf_counter() - started,
             peak_rss_mib=peak,
-            notes=_refusals(recording.refused) if recording else (),
+            notes=_notes(recording, held_out) if recording else (),
             verified=recipe.verify,
             size_bytes=final.size_bytes(),
             source_size_bytes=size,
         )
+
+
+def _notes(recording: verification.Recording, held_out: Path | None) -> tuple[str, ...]:
+    """What concerns the whole run: where inputs came from, and which the source refused."""
+    told = (
+        f"Results are compared on samples of {held_out} that are held out of calibration, every "
+        "fifth, at most 32."
+    )
+    return ((told,) if held_out else ()) + _refusals(recording.refused)
 
 
 def _refusals(refused: Sequence[str]) -> tuple[str, ...]:

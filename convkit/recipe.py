@@ -157,12 +157,14 @@ def _override(document: dict[str, Any], settings: Mapping[str, Any]) -> None:
 
 def _anchored(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Relative paths of the recipe, taken from its folder."""
+    from convkit.samples import RANDOM
+
     changed: dict[str, Any] = {}
     if (folder / recipe.model).exists():
         changed["model"] = str(folder / recipe.model)
     for field in ("out", "samples", "calibration", "adapter"):
         value = getattr(recipe, field)
-        if value is not None:
+        if value is not None and not (field == "calibration" and value == RANDOM):
             changed[field] = folder / value
     if recipe.weights:
         changed["weights"] = str(folder / recipe.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import overload
 
@@ -23,6 +23,9 @@ WINDOW_TOKENS = 512
 """Length of the rows that a text is cut into, as perplexities are usually quoted for."""
 
 _TEXT_TOKENS = 256
+_CONTROL_ROWS = (1, 3, 8, 8, 8, 4)
+"""Rows of the batches that calibration data give to compare results on."""
+
 _SEED = 0
 _INPUTS_HINT = "Describe inputs it accepts:  --input NAME=DTYPE[SIZES]   or  --samples inputs.npz"
 
@@ -38,6 +41,7 @@ class Recorder:
         source: the model as headers describe it.
         examples: the user's samples.
         format: of the source.
+        held_out: calibration data whose control share serves in place of samples.
         loaded: modules that the first step loads by itself, before it asks for the recording.
         is_wanted: whether anything will be compared with the recording for certain; if not, the
             source is run only when a step asks for inputs.
@@ -51,19 +55,21 @@ class Recorder:
         source: Artifact,
         examples: Path | None,
         format: Format,
+        held_out: Path | None = None,
         loaded: Sequence[str] = (),
         is_wanted: bool = True,
     ) -> None:
         self.peak_rss_mib = 0.0
         self._source = source
         self._examples = examples
+        self._held_out = held_out
         self._format = format
         self._recording: verification.Recording | None = None
         self._failure: Exception | None = None
         self._child: Child[verification.Recording] | None = None
         modules = [need.module for need in format.needs]
         if is_wanted and is_not_loaded(modules) and not set(modules) <= set(loaded):
-            self._child = Child(_record_by_name, source, examples)
+            self._child = Child(_record_by_name, source, examples, held_out)
 
     @property
     def path(self) -> Path:
@@ -122,7 +128,7 @@ class Recorder:
 
     def _record(self) -> verification.Recording:
         if self._child is None:
-            return record_source(self._source, self._examples, self._format)
+            return record_source(self._source, self._examples, self._format, self._held_out)
         try:
             recording = self._child.result()
         except ChildDiedError as cause:
@@ -154,14 +160,19 @@ class LazySamples(Sequence[Feeds]):
         return self._recorder.recording().samples[index]
 
 
-def _record_by_name(source: Artifact, examples: Path | None) -> verification.Recording:
-    return record_source(source, examples, graph.discover().format(source.format))
+def _record_by_name(
+    source: Artifact, examples: Path | None, held_out: Path | None
+) -> verification.Recording:
+    return record_source(source, examples, graph.discover().format(source.format), held_out)
 
 
 def record_source(
-    source: Artifact, examples: Path | None, format: Format
+    source: Artifact, examples: Path | None, format: Format, held_out: Path | None = None
 ) -> verification.Recording:
     """Opens the source, runs it on the examples or on inputs it makes sense of, closes it.
+
+    Without examples it is run on the control share of calibration data `held_out`, if there are
+    such.
 
     Raises:
         ConvkitError: it cannot be opened, or accepts none of the inputs.
@@ -178,6 +189,10 @@ def record_source(
     with format.open(source) as runner:
         if text:
             given = text_windows(runner, text)
+        elif held_out and not examples:
+            given = control_samples(held_out, runner.inputs)
+        else:
+            given = [samples.without_labels(feeds, runner.inputs) for feeds in given]
         wanted = max(SHAPE_SETS, len(given)) + (isinstance(runner, LanguageRunner) and not given)
         try:
             recording = verification.record(
@@ -189,6 +204,24 @@ def record_source(
             raise
     _check_given_accepted(given, recording)
     return recording
+
+
+def control_samples(path: Path, inputs: Sequence[TensorSpec]) -> list[Feeds]:
+    """What is held out of calibration data: a batch of one, one of three, and more in eights.
+
+    Raises:
+        SamplesError: the data cannot be read or do not fit the inputs.
+    """
+    from convkit.quantization.calibration_data import CalibrationData
+
+    _, control = CalibrationData(path, inputs).shares()
+    begins = [0, *accumulate(_CONTROL_ROWS)]
+    return [
+        feeds
+        for begin, rows in zip(begins, _CONTROL_ROWS, strict=False)
+        if begin < control.count
+        for feeds in control.between(begin, begin + rows).batches(rows)
+    ]
 
 
 def _check_given_accepted(given: Sequence[Feeds], recording: verification.Recording) -> None:

@@ -179,6 +179,18 @@ def specs_of(samples: Sequence[Feeds]) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def without_labels(feeds: Feeds, inputs: Sequence[TensorSpec] = ()) -> Feeds:
+    """The inputs of a model in a sample: what says what is right is none, unless it is called so.
+
+    Args:
+        feeds: arrays of a sample.
+        inputs: of the model; without them, `labels` beside other arrays are none.
+    """
+    known = {spec.name for spec in inputs}
+    kept = {name: array for name, array in feeds.items() if name not in LABELS or name in known}
+    return kept or feeds
+
+
 def is_text(path: Path) -> bool:
     """Whether samples are a text, which only a language model can make inputs of."""
     return path.suffix == ".txt"

@@ -127,7 +127,11 @@ class CalibrationData:
 
     def head(self, count: int) -> CalibrationData:
         """The first samples of these."""
-        return self._of(self._chosen[:count])
+        return self.between(0, count)
+
+    def between(self, begin: int, end: int) -> CalibrationData:
+        """These samples from `begin` up to `end`, counted from 0; at least one is there."""
+        return self._of(self._chosen[begin:end])
 
     def largest(self) -> CalibrationData:
         """One of the samples with most elements."""

@@ -14,7 +14,8 @@ from convkit.artifact import TensorSpec, dtype_bits
 from convkit.errors import SamplesError
 from convkit.quantization.calibration_files import Array, Member, Part
 
-LABELS = samples.LABELS
+ANY_RANK = "..."
+"""In place of the sizes of an input that may have any number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Placement:
 
 def place(spec: TensorSpec, axis: int | None, member: Member) -> Placement | None:
     """How the array becomes the input; None where it does not fit."""
+    if ANY_RANK in spec.shape:
+        return Placement(spec, 0, member.shape[0], 0) if member.shape else None
     shape, rank = member.shape, len(spec.shape)
     if 0 in shape[1:]:
         return None
@@ -120,7 +123,7 @@ def fit(
         SamplesError: names, shapes, dtypes or numbers of samples do not fit; says both sides.
     """
     known = {spec.name for spec in inputs}
-    labels = next((n for n in LABELS if n in part.members and n not in known), None)
+    labels = next((n for n in samples.LABELS if n in part.members and n not in known), None)
     given = {name: member for name, member in part.members.items() if name != labels}
     lines = [
         f"missing  {spec.name}"
