@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from convkit.explaining_finding import LEAST_SHARE, Finding, finding_of, named
-from convkit.explaining_forms import CONVERSIONS, DEQUANTIZE, QUANTIZE, Layers
+from convkit.explaining_forms import ABSORBED, CONVERSIONS, DEQUANTIZE, QUANTIZE, Layers
 from convkit.explaining_profile import Node, Profile
 from convkit.explaining_trials import (
     BLOCK_LAYERS,
@@ -80,6 +80,7 @@ def _conversions(profile: Profile, claimed: set[str]) -> Iterator[Finding]:
             if reason is not None:
                 groups[reason].append(node)
     for (kind, cause), nodes in groups.items():
+        kind = "activation" if kind == "island" and cause in ABSORBED else kind
         what, remedy = _CONVERSION_WORDS[kind]
         yield finding_of(
             profile,
@@ -101,8 +102,12 @@ _CONVERSION_WORDS = {
         "keep these weights float, or quantize what {cause} takes and gives as well",
     ),
     "island": (
-        "Q and DQ go from int8 to float and back for {cause}, which has no int8 kernel here",
+        "Q and DQ go from int8 to float and back for {cause}, which runs in float here",
         "use an operator with an int8 kernel in place of {cause}, or keep its neighbours float",
+    ),
+    "activation": (
+        "Q and DQ stand before and behind {cause}",
+        "quantize the result of {cause} only, with its lowest value as zero point: it falls away",
     ),
 }
 

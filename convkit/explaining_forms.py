@@ -22,7 +22,7 @@ from convkit.explaining_trials import (
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CONVERSIONS = (QUANTIZE, DEQUANTIZE)
 
-_ABSORBED = ("Relu", "Clip")
+ABSORBED = ("Relu", "Clip")
 """Activations that disappear into the rounding of what they follow."""
 _LEAST_OWN = 0.2
 """A prediction below this share of the layer's own time is within what trials are off by."""
@@ -57,16 +57,24 @@ class Layers:
         if not (self._is_static or self._is_dynamic):
             return
         groups: dict[str, list[tuple[Node, float]]] = defaultdict(list)
+        beside: dict[str, list[Node]] = defaultdict(list)
         for node, layer in self._layers:
-            if node.op_type in FLOAT_LAYERS and (gain := self._int8_gain(node, layer)) > 0:
-                groups["Conv" if layer.is_convolution else "MatMul"].append((node, gain))
+            if node.op_type not in FLOAT_LAYERS:
+                continue
+            gain, fallen = self._int8_gain(node, layer)
+            if gain > 0:
+                kind = "Conv" if layer.is_convolution else "MatMul"
+                groups[kind].append((node, gain))
+                beside[kind] += fallen
         for kind, members in groups.items():
             nodes = [node for node, _ in members]
+            around = f", with {len(beside[kind])} Q and DQ around them" if beside[kind] else ""
             yield finding_of(
                 self._profile,
                 "stayed-float",
-                f"{len(nodes)} {kind} compute in float in a quantized model: {named(nodes)}",
-                nodes,
+                f"{len(nodes)} {kind} compute in float in a quantized model{around}: "
+                f"{named(nodes)}",
+                [*nodes, *beside[kind]],
                 sum(gain for _, gain in members),
                 f"put Q and DQ on {' and on '.join(self._lacking(nodes))}",
             )
@@ -89,13 +97,13 @@ class Layers:
         producer = self._profile.producer(value)
         return producer is not None and producer.op_type == DEQUANTIZE
 
-    def _int8_gain(self, node: Node, layer: Layer) -> float:
-        """What a call saves if a float layer becomes int8; what falls away beside it included."""
+    def _int8_gain(self, node: Node, layer: Layer) -> tuple[float, list[Node]]:
+        """What a call saves if a float layer becomes int8, and the conversions that fall away."""
         static = self._is_static or layer.is_convolution
         after = self._trials.static(layer) if static else self._trials.dynamic(layer)
         before = self._trials.float32(layer)
         if before is None or after is None:
-            return 0.0
+            return 0.0, []
         feeders = [
             self._profile.producer(node.inputs[0]),
             self._profile.producer(weight_name(node)),
@@ -109,14 +117,15 @@ class Layers:
         gain = node.ms + sum(one.ms for one in (*fallen, *roundings))
         gain -= scale * (after.layer_ms + added)
         if gain < _LEAST_OWN * node.ms:
-            return 0.0
-        self.claimed |= {one.name for one in (*fallen, *roundings)}
-        return gain
+            return 0.0, []
+        conversions = [one for one in (*fallen, *roundings) if one.name not in self.claimed]
+        self.claimed |= {one.name for one in conversions}
+        return gain, conversions
 
     def _results(self, node: Node) -> list[Node]:
         """What takes a node's result; activations that rounding absorbs are looked through."""
         consumers = self._profile.consumers(node)
-        if len(consumers) == 1 and consumers[0].op_type in _ABSORBED:
+        if len(consumers) == 1 and consumers[0].op_type in ABSORBED:
             return self._profile.consumers(consumers[0])
         return consumers
 
