@@ -67,7 +67,7 @@ def equalize(
         for each in classes
         for value in each.values
     }
-    seen = channel_ranges(model, folder, axes, data.batches(), progress, data.count)
+    seen = channel_ranges(model, folder, axes, data.batches(1), progress, data.count)
     changed = 0
     for each in classes:
         scales = _scales(each, seen, folder)

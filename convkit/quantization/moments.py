@@ -25,8 +25,15 @@ Array = np.ndarray[Any, Any]
 _LARGEST_ROW = 2048
 """Weights of an output beyond which only the mean square of each is kept, no covariance."""
 
-_PLACES = 256
-"""Places of an image, or of a sequence, that are looked at for each sample."""
+_NARROW = 64
+"""Elements up to which products are summed without a BLAS."""
+
+_FEWEST_PLACES, _MOST_PLACES = 64, 256
+"""Places of an image, or of a sequence, that are looked at for each sample; between them as many
+as the weights of an output."""
+
+_GATHERED_BYTES = 4 << 20
+"""Vectors that are multiplied at once."""
 
 _FETCH_BYTES = 128 << 20
 """What leaves the session at once; layers are seen in several runs where it is more."""
@@ -93,16 +100,19 @@ def moments_of(
     wanted = set(names)
     nodes = [n for n in model.graph if n.name in wanted and refusal_of(n) is None]
     seeing = _Seeing(model, folder, list(dict.fromkeys(_name(node.inputs[0]) for node in nodes)))
-    found: dict[str, Moments] = {}
-    for index, feeds in enumerate(batches):
-        progress("moments", index, total)
+    sums = {node.name or "": _Sums() for node in nodes}
+    done = 0
+    for feeds in batches:
         for row in _rows(feeds):
+            progress("moments", done, total)
             for arrays in seeing.parts(row):
                 for node in nodes:
                     array = arrays.get(_name(node.inputs[0]))
                     if array is not None:
-                        _add(found, node, array, index)
-    return found
+                        generator = np.random.default_rng(done)
+                        sums[node.name or ""].add(layer_vectors(node, array, generator))
+            done += 1
+    return {name: each.moments() for name, each in sums.items() if each.count}
 
 
 class _Seeing:
@@ -160,25 +170,45 @@ def _rows(feeds: Feeds) -> Iterator[Feeds]:
         yield {name: array[index : index + 1] for name, array in feeds.items()}
 
 
-def _add(found: dict[str, Moments], node: ir.Node, array: Array, seed: int) -> None:
-    vectors = layer_vectors(node, array, np.random.default_rng(seed))
-    if vectors is None or not np.isfinite(vectors).all():
-        return
-    wide = vectors.shape[2] > _LARGEST_ROW
-    # float32 sums of a few hundred products; the totals over all data are float64
-    products = (
-        np.square(vectors).sum(1, dtype=np.float64)
-        if wide
-        else np.matmul(vectors.transpose(0, 2, 1), vectors).astype(np.float64)
-    )
-    total = vectors.sum(1, dtype=np.float64)
-    name = node.name or ""
-    if name in found:
-        found[name].count += vectors.shape[1]
-        found[name].total += total
-        found[name].products += products
-    else:
-        found[name] = Moments(vectors.shape[1], total, products)
+class _Sums:
+    """Sums over vectors, which are gathered until there are enough for a product of matrices."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total: Array = np.zeros(0)
+        self._products: Array = np.zeros(0)
+        self._waiting: list[Array] = []
+
+    def add(self, vectors: Array | None) -> None:
+        """Adds (groups, places, elements)."""
+        if vectors is None or not np.isfinite(vectors).all():
+            return
+        self.count += vectors.shape[1]
+        self._waiting.append(vectors)
+        if sum(each.nbytes for each in self._waiting) >= _GATHERED_BYTES:
+            self._take()
+
+    def moments(self) -> Moments:
+        if self._waiting:
+            self._take()
+        return Moments(self.count, self._total, self._products)
+
+    def _take(self) -> None:
+        vectors = np.concatenate(self._waiting, axis=1)
+        self._waiting = []
+        # float32 sums of some hundred products; the totals over all data are float64
+        if vectors.shape[2] > _LARGEST_ROW:
+            products = np.square(vectors).sum(1)
+        elif vectors.shape[2] <= _NARROW:  # threads of a BLAS cost more than so small products
+            products = np.einsum("gpi,gpj->gij", vectors, vectors)
+        else:
+            products = np.stack([each.T @ each for each in vectors])
+        total = vectors.sum(1, dtype=np.float64)
+        if self._total.size:
+            self._total += total
+            self._products += products
+        else:
+            self._total, self._products = total, products.astype(np.float64)
 
 
 def layer_vectors(node: ir.Node, array: Array, generator: np.random.Generator) -> Array | None:
@@ -186,9 +216,22 @@ def layer_vectors(node: ir.Node, array: Array, generator: np.random.Generator) -
     if node.op_type == "Conv":
         return _patches(node, array, generator)
     rows = array.reshape(-1, array.shape[-1])
-    if len(rows) > _PLACES:
-        rows = rows[generator.choice(len(rows), _PLACES, replace=False)]
-    return np.ascontiguousarray(rows[None])
+    return np.ascontiguousarray(rows[None, _chosen(len(rows), rows.shape[1], generator)])
+
+
+def _chosen(count: int, elements: int, generator: np.random.Generator) -> Array:
+    """Indices of some of so many places, at random."""
+    wanted = min(max(elements, _FEWEST_PLACES), _MOST_PLACES)
+    return np.arange(count) if count <= wanted else generator.integers(0, count, wanted)
+
+
+def _pixels(node: ir.Node, image: Array, generator: np.random.Generator) -> Array:
+    """Patches of one place each."""
+    groups = int_attribute(node, "group", 1)
+    flat = image.reshape(*image.shape[:2], -1)  # (batch, channels, places)
+    chosen = _chosen(flat.shape[2], flat.shape[1] // groups, generator)
+    rows = flat[:, :, chosen].transpose(0, 2, 1).reshape(len(image) * len(chosen), groups, -1)
+    return np.ascontiguousarray(rows.transpose(1, 0, 2))  # (groups, places, elements)
 
 
 def _patches(node: ir.Node, image: Array, generator: np.random.Generator) -> Array | None:
@@ -201,6 +244,8 @@ def _patches(node: ir.Node, image: Array, generator: np.random.Generator) -> Arr
     strides = _ints(node, "strides", [1] * len(kernel))
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
     pads = _pads(node, image.shape[2:], reach, strides)
+    if max(kernel) == 1 and max(strides) == 1 and not np.any(pads):
+        return _pixels(node, image, generator)
     spatial = tuple(range(2, 2 + len(kernel)))
     padded = np.pad(image, [(0, 0), (0, 0), *pads])
     if any(size < need for size, need in zip(padded.shape[2:], reach, strict=True)):
@@ -211,10 +256,8 @@ def _patches(node: ir.Node, image: Array, generator: np.random.Generator) -> Arr
     every = (slice(None), slice(None))
     windows = windows[every + steps + holes]
     counts = (windows.shape[0], *windows.shape[2 : 2 + len(kernel)])
-    places = int(np.prod(counts))
-    chosen = np.arange(places)
-    if places > _PLACES:
-        chosen = generator.choice(places, _PLACES, replace=False)
+    elements = int(np.prod(weight.shape.numpy()[1:]))
+    chosen = _chosen(int(np.prod(counts)), elements, generator)
     windows = np.moveaxis(windows, 1, len(counts))  # (batch, *places, channels, *kernel)
     picked = windows[np.unravel_index(chosen, counts)]
     groups = int_attribute(node, "group", 1)

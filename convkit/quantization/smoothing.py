@@ -66,7 +66,7 @@ def smooth(
     """
     places = smoothable(model.graph)
     axes = {p.value.name or "": (-1, rank_of(p.value) or 1) for p in places}
-    seen = channel_ranges(model, folder, axes, data.batches(), progress, data.count)
+    seen = channel_ranges(model, folder, axes, data.batches(1), progress, data.count)
     for place in places:
         weights = [_inputs_first(node, folder) for node in place.readers]
         heard = np.max([np.abs(weight).max(1) for weight in weights], axis=0)

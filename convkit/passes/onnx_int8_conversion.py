@@ -1,0 +1,277 @@
+"""From an fp32 ONNX model to an int8 one: reading, choosing a scheme, writing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convkit.artifact import Artifact
+from convkit.errors import ModelError, UnknownNameError, UnsupportedError, UsageError
+from convkit.onnx_folder import copy_companions, data_name, graph_file, result_file
+from convkit.onnx_typing import load_typed, nodes_of, opset_of
+from convkit.passes.onnx_half_writing import write_model
+from convkit.quantization.targets import Target, target_of
+from convkit.step import Work
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from convkit.quantization.calibration_data import CalibrationData
+
+_OLDEST_OPSET = {"static": 10, "dynamic": 11}
+"""The first with QuantizeLinear, and with DynamicQuantizeLinear. Source: ONNX Changelog.md."""
+
+_PER_CHANNEL_OPSET = 13
+"""The first with a scale for each channel."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose; see the pass for each."""
+
+    scheme: str | None = None
+    target: str | None = None
+    max_drop: float | None = None
+    metric: str | None = None
+    method: str = "percentile"
+    is_per_channel: bool | None = None
+    keep: tuple[str, ...] = ()
+    equalizes: bool = True
+    smoothing: float = 0.5
+    corrects_biases: bool = True
+    compensates: bool = True
+    cache: Path | None = None
+
+
+def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
+    """Writes the model in int8 to `out`; see the pass for the options.
+
+    Raises:
+        ModelError, UnsafeError: the model cannot be read.
+        UnsupportedError: nothing in it can be quantized, or it is quantized already.
+        UsageError: the scheme is static and there are no data.
+        SamplesError: the data do not fit the model.
+        GateError: no choice of layers keeps within `max_drop`.
+        ResourceError: `out` cannot be written.
+    """
+    from convkit.quantization.calibration_data import calibration_of
+    from convkit.quantization.recognition import refuse_quantized
+
+    if not 0 <= choices.smoothing < 1:
+        raise UsageError(
+            f"smooth is {choices.smoothing}; it is a share from 0 to below 1.",
+            hint="--set onnx-int8.smooth=0.5",
+        )
+    path = graph_file(source.path)
+    target = target_of(choices.target)
+    data = calibration_of(work, source.inputs)
+    scheme = _scheme(source, choices, data)
+    work.progress("types", 0, 4)
+    model = _loaded(path, scheme, target, choices, work)
+    refuse_quantized(model, source, work)
+    make: _Making = (_Static if scheme == "static" else _Dynamic)(
+        model, path.parent, target, choices, data, work
+    )
+    keep = _named(model, choices.keep)
+    if choices.max_drop is not None:
+        keep = _controlled(make, keep, source, data, choices, work)
+    made = make.model(keep, work.note)
+    work.progress("writing", 3, 4)
+    file = result_file(source.path, out)
+    if file == out:
+        write_model(made, out, path.parent, f"{out.name}.data")
+    else:  # a folder, which is kept as it is
+        write_model(made, file, path.parent, data_name(path), is_beside=bool(source.data_files))
+    copy_companions(source, out)
+    work.progress("writing", 4, 4)
+
+
+def _scheme(source: Artifact, choices: Choices, data: CalibrationData | None) -> str:
+    """The user's scheme, else static where there are data."""
+    if choices.scheme == "static" and source.path.is_dir():
+        raise UsageError(
+            f"{source.path} is a language model, which is quantized to int8 dynamically here.",
+            hint="--scheme dynamic",
+        )
+    if choices.scheme == "static" and data is None:
+        raise UsageError(
+            "Static int8 takes the ranges of activations from data, and there are none.",
+            hint="Give some:  --calibration inputs.npz\nDo without:  --scheme dynamic",
+        )
+    is_static = data is not None and not source.path.is_dir()
+    return choices.scheme or ("static" if is_static else "dynamic")
+
+
+def _loaded(path: Path, scheme: str, target: Target, choices: Choices, work: Work) -> ir.Model:
+    """The typed model, at an opset that can say what is to be said."""
+    model = load_typed(path)
+    opset = opset_of(model, "")
+    is_per_channel = choices.is_per_channel
+    if is_per_channel is None:
+        is_per_channel = target.is_per_channel
+    oldest = _OLDEST_OPSET[scheme]
+    needed = _PER_CHANNEL_OPSET if scheme == "static" and is_per_channel else oldest
+    if opset >= needed:
+        return model
+    try:
+        raised = load_typed(path, needed)
+        work.note(f"Opset {opset} became {needed}, which int8 needs.")
+        return raised
+    except ModelError as cause:
+        if opset < oldest:
+            raise UnsupportedError(
+                f"{path} has opset {opset}; int8 needs {oldest}.", why=cause.why
+            ) from cause
+        work.note(f"Opset {opset} stays, and one scale for each weight: {'; '.join(cause.why)}")
+        return model
+
+
+def _named(model: ir.Model, names: Iterable[str]) -> frozenset[str]:
+    """Nodes by their names or operators.
+
+    Raises:
+        UnknownNameError: there is no such node or operator.
+    """
+    nodes = list(nodes_of(model.graph))
+    known = {node.name for node in nodes if node.name} | {node.op_type for node in nodes}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("node or operator", name, known)
+    wanted = set(names)
+    return frozenset(n.name for n in nodes if n.name and wanted & {n.name, n.op_type})
+
+
+class _Making:
+    """Makes the quantized model, again for each choice of what stays float.
+
+    Attributes:
+        float_model: what is quantized; it stays as it is.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        folder: Path,
+        target: Target,
+        choices: Choices,
+        data: CalibrationData | None,
+        work: Work,
+    ) -> None:
+        self.float_model = model
+        self.folder = folder
+        self.target = target
+        self.choices = choices
+        self.work = work
+
+    def model(self, keep: frozenset[str], note: Callable[[str], None]) -> ir.Model:
+        """The model with the nodes `keep` in fp32."""
+        raise NotImplementedError
+
+
+class _Dynamic(_Making):
+    def model(self, keep: frozenset[str], note: Callable[[str], None]) -> ir.Model:
+        from convkit.quantization.dynamic import quantize_dynamic
+
+        made = self.float_model.clone()
+        quantize_dynamic(made, self.folder, self.target, keep=keep, note=note)
+        return made
+
+
+class _Static(_Making):
+    def __init__(
+        self,
+        model: ir.Model,
+        folder: Path,
+        target: Target,
+        choices: Choices,
+        data: CalibrationData | None,
+        work: Work,
+    ) -> None:
+        from convkit.quantization.static import StaticSettings
+        from convkit.quantization.static_basis import static_basis
+
+        super().__init__(model, folder, target, choices, data, work)
+        assert data is not None
+        data, _ = data.shares()  # what is held out judges the result
+        self._basis = static_basis(
+            model,
+            folder,
+            data,
+            target,
+            method=choices.method,
+            equalizes=choices.equalizes,
+            smoothing=choices.smoothing,
+            sees_moments=choices.corrects_biases or choices.compensates,
+            cache=choices.cache,
+            progress=work.progress,
+            note=work.note,
+        )
+        self._settings = StaticSettings(
+            choices.is_per_channel,
+            self._basis.moments,
+            compensates=choices.compensates,
+            corrects_biases=choices.corrects_biases,
+        )
+
+    def model(self, keep: frozenset[str], note: Callable[[str], None]) -> ir.Model:
+        from convkit.quantization.recurrent import quantize_recurrent
+        from convkit.quantization.static import quantize_static
+
+        made = self.float_model.clone()
+        recurrent = quantize_recurrent(made, self.folder, self.target, keep=keep, note=note)
+        try:
+            quantize_static(
+                made,
+                self.folder,
+                self._basis.ranges,
+                self.target,
+                self._settings,
+                keep=keep,
+                note=note,
+            )
+        except UnsupportedError:
+            if not recurrent:
+                raise
+        return made
+
+
+def _controlled(
+    make: _Making,
+    keep: frozenset[str],
+    source: Artifact,
+    data: CalibrationData | None,
+    choices: Choices,
+    work: Work,
+) -> frozenset[str]:
+    """What stays in fp32 so that no more than `max_drop` of the metric is lost."""
+    from convkit.quantization.control import controlled
+    from convkit.quantization.layers import layers_of
+
+    if data is None:
+        raise UsageError(
+            "--max-drop measures on data what is lost, and there are none.",
+            hint="Give some:  --calibration inputs.npz",
+        )
+    layers = [each for each in layers_of(make.float_model, make.target) if each.name not in keep]
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def candidate(kept: frozenset[str]) -> Path:
+            path = Path(folder) / "candidate.onnx"
+            made = make.model(keep | kept, lambda _: None)
+            write_model(made, path, make.folder, f"{path.name}.data")
+            return path
+
+        given_back: frozenset[str] = controlled(
+            candidate,
+            layers,
+            data,
+            source,
+            max_drop=choices.max_drop or 0.0,
+            metric=choices.metric,
+            work=work,
+        )
+    return keep | given_back
