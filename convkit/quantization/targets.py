@@ -23,6 +23,8 @@ class Target:
         weights_as_float: weights stay float32 with a Q/DQ pair behind, as TensorRT reads them.
         accuracy_level: of MatMulNBits; 4 computes in int8, 0 leaves it to the runtime.
         has_block_kernels: whether its runtime has MatMulNBits; else blocks are DequantizeLinear.
+        has_recurrent_kernels: whether its runtime has DynamicQuantizeLSTM, as ONNX Runtime's CPU
+            provider does.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Target:
     weights_as_float: bool = False
     accuracy_level: int = 4
     has_block_kernels: bool = True
+    has_recurrent_kernels: bool = True
 
 
 TARGETS = {
@@ -42,7 +45,13 @@ TARGETS = {
         Target("cpu"),
         Target("cpu-avx2", reduces_range=True),
         Target("arm", activation="int8"),
-        Target("cuda", activation="int8", has_symmetric_activations=True, accuracy_level=0),
+        Target(
+            "cuda",
+            activation="int8",
+            has_symmetric_activations=True,
+            accuracy_level=0,
+            has_recurrent_kernels=False,
+        ),
         Target(
             "tensorrt",
             activation="int8",
@@ -50,6 +59,7 @@ TARGETS = {
             weights_as_float=True,
             accuracy_level=0,
             has_block_kernels=False,
+            has_recurrent_kernels=False,
         ),
     )
 }
