@@ -76,6 +76,7 @@ def streaming_pass(
     schemes: Sequence[str] = (),
     calibrated: bool = False,
     recasts: bool = False,
+    of_source: bool = False,
 ) -> Callable[[Callable[..., Any]], Pass]:
     """Makes `(stream, work, *, options...) -> stream` the pass of a format to a precision."""
 
@@ -92,6 +93,7 @@ def streaming_pass(
             needs=needs,
             schemes=schemes,
             calibrated=calibrated,
+            of_source=of_source,
         )(_with_options(function, run))
         return replace(
             made,

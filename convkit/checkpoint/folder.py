@@ -22,7 +22,7 @@ from convkit.checkpoint.stored import FLOAT_DTYPES, RecentArrays, Stored
 from convkit.errors import ModelError, UnsupportedError
 from convkit.safetensors_file import StoredTensor
 
-_HELD_BYTES = 32 << 20
+HELD_BYTES = 32 << 20
 """Packed weights that have to be turned around, and factors of an adapter, held while in use."""
 
 
@@ -81,7 +81,7 @@ def open_folder(path: Path, *, adapter: Path | None = None, trust: bool = False)
     quantization = quantization_of(config, path)
     config.pop("quantization_config", None)
     files = find_weight_files(path)
-    recent = RecentArrays(_HELD_BYTES)
+    recent = RecentArrays(HELD_BYTES)
     with ExitStack() as opened:
         stored, aliases = _open_shards(files, opened, trust)
         tensors, other = _sorted_out(stored, quantization, config, recent)

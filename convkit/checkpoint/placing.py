@@ -76,11 +76,13 @@ class Piece:
         file: that takes them.
         at: the place of their first byte.
         made: gives them as they are written: uint8.
+        more: gives, once that is written, what else is known by then: places and contents.
     """
 
     file: PlacedFile
     at: int
     made: Callable[[], Array]
+    more: Callable[[], Iterable[tuple[int, Array]]] | None = None
 
 
 def write_pieces(pieces: Iterable[Piece], byte_count: int, progress: Progress | None) -> None:
@@ -116,4 +118,8 @@ def write_pieces(pieces: Iterable[Piece], byte_count: int, progress: Progress | 
 def _write(piece: Piece) -> int:
     content = piece.made()
     piece.file.write(content.reshape(-1).data, piece.at)
-    return int(content.nbytes)
+    byte_count = int(content.nbytes)
+    for at, further in piece.more() if piece.more else ():
+        piece.file.write(further.reshape(-1).data, at)
+        byte_count += int(further.nbytes)
+    return byte_count

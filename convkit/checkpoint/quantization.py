@@ -55,6 +55,11 @@ class Layout:
     optional: Mapping[str, str] = field(default_factory=dict)
     bits: int | None = None
 
+    def names_of(self, original: str) -> dict[str, str]:
+        """Role -> name of each part that a tensor of this name is kept in, optional ones too."""
+        stem = original.removesuffix(self.original.removeprefix("{}"))
+        return {r: each.format(stem) for r, each in {**self.parts, **self.optional}.items()}
+
 
 _PACKED = {"qweight": "{}.qweight", "qzeros": "{}.qzeros", "scales": "{}.scales"}
 _NESTED = {"nested_absmax": "{}.nested_absmax", "nested_quant_map": "{}.nested_quant_map"}
@@ -87,6 +92,11 @@ _LAYOUTS: Mapping[str, tuple[Layout, ...]] = {
     "awq": (Layout(".qweight", "{}.weight", _PACKED, bits=4),),
     "fp8": (Layout("_scale_inv", "{}", {"weight": "{}", "scale_inv": "{}_scale_inv"}, bits=8),),
 }
+BITSANDBYTES: Mapping[str, Layout] = dict(
+    zip(("nf4", "fp4", "llm_int8"), _LAYOUTS["bitsandbytes"], strict=True)
+)
+"""Scheme -> in which tensors bitsandbytes keeps a weight."""
+
 _UNUSED = {"fp8": (".activation_scale", ".input_scale", "_activation_scale")}
 """Endings of tensors that only a kernel for quantized activations needs."""
 

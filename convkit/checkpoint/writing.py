@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,25 +22,82 @@ from convkit.checkpoint.placing import (
     write_pieces,
 )
 from convkit.checkpoint.rows import Array, Rows, widened
+from convkit.safetensors_file import ITEM_BYTES, StoredTensor
 
 SHARD_BYTES = 5 << 30
 """Weights beyond this go on in another file, as transformers 4 does."""
 
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
-class Target:
-    """A tensor to be written: what it holds, and as what (`F32`, `F16`, `BF16`)."""
+class Part:
+    """A tensor as the header of a file has it."""
 
-    rows: Rows
     dtype: str
+    shape: tuple[int, ...]
 
     @property
     def byte_count(self) -> int:
         """Bytes it fills."""
-        return self.rows.element_count * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+Place = Callable[[str], tuple[PlacedFile, int]]
+"""Name of a part -> the file it goes into, and where it begins there."""
+
+
+class Writable(Protocol):
+    """Something that becomes one tensor of a file, or several that belong together."""
+
+    def parts(self, name: str) -> Mapping[str, Part]:
+        """The tensors it becomes, by the names they get where it is called `name`."""
+
+    def pieces(self, name: str, place: Place) -> Iterator[Piece]:
+        """What is to be written of them, in order."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor to be written: what it holds, and as what (`F32`, `F16`, `BF16`, as stored)."""
+
+    rows: Rows
+    dtype: str
+
+    def parts(self, name: str) -> Mapping[str, Part]:
+        """Itself."""
+        shape = () if getattr(self.rows, "is_scalar", False) else self.rows.shape
+        return {name: Part(self.dtype, shape)}
+
+    def pieces(self, name: str, place: Place) -> Iterator[Piece]:
+        """Some rows each."""
+        file, at = place(name)
+        row_bytes = self.rows.row_length * ITEM_BYTES[self.dtype]
+        for begin, end in self.rows.spans(CHUNK_ELEMENTS):
+            made = functools.partial(_content, self, begin, end)
+            yield Piece(file, at + begin * row_bytes, made)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor to be written as it is stored: of integers, say."""
+
+    tensor: StoredTensor
+
+    def parts(self, name: str) -> Mapping[str, Part]:
+        """Itself."""
+        return {name: Part(self.tensor.dtype, self.tensor.shape)}
+
+    def pieces(self, name: str, place: Place) -> Iterator[Piece]:
+        """A few megabytes each."""
+        file, at = place(name)
+        for begin in range(0, self.tensor.byte_count, _PIECE_BYTES):
+            end = min(begin + _PIECE_BYTES, self.tensor.byte_count)
+            yield Piece(file, at + begin, functools.partial(self._read, begin, end))
+
+    def _read(self, begin: int, end: int) -> Array:
+        return np.frombuffer(self.tensor.read(begin, end), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -52,22 +110,24 @@ class FolderModel:
         notes: sentences for the report.
         shard_bytes: see `SHARD_BYTES`.
         finish: what is to be done with the written folder: (folder, what takes notes).
+        aliases: a further name of a tensor -> its name in `tensors`.
     """
 
-    tensors: Mapping[str, Target]
+    tensors: Mapping[str, Writable]
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
     shard_bytes: int = SHARD_BYTES
     finish: tuple[Callable[[Path, Callable[[str], None]], None], ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def shards(self) -> dict[str, _Shard]:
         """File name -> what goes into it."""
         groups = list(_grouped(self.tensors, self.shard_bytes))
         if len(groups) == 1:
-            return {_FILE: _Shard(groups[0])}
+            return {_FILE: _Shard(groups[0], self.aliases)}
         return {
-            f"model-{number:05}-of-{len(groups):05}.safetensors": _Shard(group)
+            f"model-{number:05}-of-{len(groups):05}.safetensors": _Shard(group, self.aliases)
             for number, group in enumerate(groups, 1)
         }
 
@@ -77,13 +137,18 @@ class FolderModel:
         texts = sum(len(text.encode()) for text in self.texts().values())
         return texts + sum(shard.byte_count for shard in self.shards.values())
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(shard.byte_count - len(shard.head) for shard in self.shards.values())
+
     def texts(self) -> dict[str, str]:
         """All files that are text, the index of shards among them."""
         if len(self.shards) == 1:
             return dict(self.files)
         index = {
-            "metadata": {"total_size": sum(t.byte_count for t in self.tensors.values())},
-            "weight_map": {n: file for file, shard in self.shards.items() for n in shard.tensors},
+            "metadata": {"total_size": self.tensor_bytes},
+            "weight_map": {n: file for file, shard in self.shards.items() for n in shard.places},
         }
         return {**self.files, _INDEX: json.dumps(index, indent=2) + "\n"}
 
@@ -91,25 +156,29 @@ class FolderModel:
 class _Shard:
     """The layout of a safetensors file. Source: README of huggingface/safetensors, "Format"."""
 
-    def __init__(self, tensors: Mapping[str, Target]) -> None:
+    def __init__(self, tensors: Mapping[str, Writable], aliases: Mapping[str, str]) -> None:
+        self.tensors = tensors
+        parts = {
+            name: part for key, one in tensors.items() for name, part in one.parts(key).items()
+        }
         # Falling item sizes keep every tensor aligned to its own.
-        order = sorted(tensors, key=lambda name: -_ITEM_BYTES[tensors[name].dtype])
-        self.tensors = {name: tensors[name] for name in order}
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        order = sorted(parts, key=lambda name: -ITEM_BYTES[parts[name].dtype])
+        own = {alias: kept for alias, kept in aliases.items() if kept in parts}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **own}}
         offset = 0
         relative = {}
-        for name, target in self.tensors.items():
-            end = offset + target.byte_count
+        for name in order:
+            part, end = parts[name], offset + parts[name].byte_count
             header[name] = {
-                "dtype": target.dtype,
-                "shape": list(target.rows.shape),
+                "dtype": part.dtype,
+                "shape": list(part.shape),
                 "data_offsets": [offset, end],
             }
             relative[name], offset = offset, end
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text = text.ljust(-(-len(text) // 8) * 8)
         self.head = len(text).to_bytes(8, "little") + text
-        self.offsets = {name: len(self.head) + at for name, at in relative.items()}
+        self.places = {name: len(self.head) + at for name, at in relative.items()}
         self.byte_count = len(self.head) + offset
 
 
@@ -123,7 +192,6 @@ def write_folder(model: FolderModel, out: Path, progress: Progress | None = None
     for name, text in model.texts().items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(text, encoding="utf-8")
-    total = sum(target.byte_count for target in model.tensors.values())
     with ExitStack() as opened:
         files = {
             name: opened.enter_context(PlacedFile(out / name, shard.byte_count))
@@ -131,30 +199,31 @@ def write_folder(model: FolderModel, out: Path, progress: Progress | None = None
         }
         for name, shard in model.shards.items():
             files[name].write(shard.head, 0)
-        write_pieces(_pieces(model, files), total, progress)
+        write_pieces(_pieces(model, files), model.tensor_bytes, progress)
 
 
-def _grouped(tensors: Mapping[str, Target], limit: int) -> Iterator[dict[str, Target]]:
+def _grouped(tensors: Mapping[str, Writable], limit: int) -> Iterator[dict[str, Writable]]:
     """Tensors in order, cut where a file would pass the limit."""
-    group: dict[str, Target] = {}
+    group: dict[str, Writable] = {}
     size = 0
-    for name, target in tensors.items():
-        if group and size + target.byte_count > limit:
+    for name, tensor in tensors.items():
+        byte_count = sum(part.byte_count for part in tensor.parts(name).values())
+        if group and size + byte_count > limit:
             yield group
             group, size = {}, 0
-        group[name] = target
-        size += target.byte_count
+        group[name] = tensor
+        size += byte_count
     yield group
 
 
 def _pieces(model: FolderModel, files: Mapping[str, PlacedFile]) -> Iterator[Piece]:
-    for name, shard in model.shards.items():
-        for tensor, target in shard.tensors.items():
-            rows = target.rows
-            row_bytes = rows.row_length * _ITEM_BYTES[target.dtype]
-            for begin, end in rows.spans(CHUNK_ELEMENTS):
-                at = shard.offsets[tensor] + begin * row_bytes
-                yield Piece(files[name], at, functools.partial(_content, target, begin, end))
+    for file, shard in model.shards.items():
+        for name, tensor in shard.tensors.items():
+            yield from tensor.pieces(name, functools.partial(_place, files[file], shard))
+
+
+def _place(file: PlacedFile, shard: _Shard, name: str) -> tuple[PlacedFile, int]:
+    return file, shard.places[name]
 
 
 def _content(target: Target, begin: int, end: int) -> Array:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> Non
             f"The adapter {source.opening.adapter} cannot be merged into a folder.",
             hint=f"Merge it on the way to GGUF:  convkit convert {source.words} --to gguf",
         )
-    checkpoint = _checkpoint(source.path)
+    checkpoint = hugging_face_weights(source.path)
     progress = _Progress(work.progress, f"{target.config_name} weights", checkpoint.byte_count())
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> Non
             }
         if checkpoint.index:
             _write_index(out, written)
-        _copy_companions(checkpoint, out, work)
+        copy_companions(checkpoint, out, work.note)
         _write_config(checkpoint.folder, out, target, wide=bool(progress.kept_wide))
     except OSError as cause:
         raise ResourceError(
@@ -107,7 +107,7 @@ def lower_folder(source: Artifact, out: Path, work: Work, target: Target) -> Non
         work.note(_kept_wide_note(progress.kept_wide, target))
 
 
-def _checkpoint(folder: Path) -> WeightFiles:
+def hugging_face_weights(folder: Path) -> WeightFiles:
     """The weights of a Hugging Face folder: safetensors where there are any, else `.bin`.
 
     Raises:
@@ -249,12 +249,26 @@ def _write_index(out: Path, written: Mapping[Path, _WrittenShard]) -> None:
     (out / "model.safetensors.index.json").write_text(text, "utf-8")
 
 
-def _copy_companions(checkpoint: WeightFiles, out: Path, work: Work) -> None:
-    """Copies tokenizer, generation settings and the like; hidden files and other weights stay."""
+def copy_companions(
+    checkpoint: WeightFiles,
+    out: Path,
+    note: Callable[[str], None],
+    *,
+    but: Collection[str] = (),
+) -> None:
+    """Copies tokenizer, generation settings and the like; hidden files and other weights stay.
+
+    Args:
+        checkpoint: the folder to copy from.
+        out: the folder to copy into.
+        note: takes what is to be said.
+        but: files that are not copied.
+    """
     left_out = []
     for path in sorted(checkpoint.folder.rglob("*")):
         relative = path.relative_to(checkpoint.folder)
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+        is_hidden = any(part.startswith(".") for part in relative.parts)
+        if not path.is_file() or is_hidden or relative.as_posix() in but:
             continue
         if _is_weights(relative):
             if path not in checkpoint.shards and not path.name.endswith(".json"):
@@ -264,7 +278,7 @@ def _copy_companions(checkpoint: WeightFiles, out: Path, work: Work) -> None:
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, destination)
     if left_out:
-        work.note(f"other weights in the folder were not copied: {', '.join(left_out)}")
+        note(f"other weights in the folder were not copied: {', '.join(left_out)}")
 
 
 def _is_weights(relative: Path) -> bool:
