@@ -80,6 +80,12 @@ def bench(
     artifacts = [_detected(model, weights, opening) for model in models]
     formats = [graph.discover().format(artifact.format) for artifact in artifacts]
     check_is_heeded(opening, formats, ", ".join(map(str, models)))
+    if explain and not any(each.name == "onnx" for each in formats):
+        raise UsageError(
+            "--explain needs an ONNX model: it reads what ONNX Runtime writes down.",
+            why=f"These are {', '.join(dict.fromkeys(each.name for each in formats))}.",
+            hint="Convert one first:  convkit convert MODEL --to onnx",
+        )
     machine = benchmark_machine.fingerprint(formats, threads)
     heats = measured(artifacts, batches, examples, threads, time_s, listener)
     _raise_if_none_ran(heats)

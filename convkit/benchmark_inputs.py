@@ -71,10 +71,14 @@ def batches_for(models: Sequence[Specs], asked: Sequence[int], examples: Path | 
     return [next((size for size in fixed if size is not None), 1)]
 
 
-def source_for(models: Sequence[Specs], batch: int) -> int:
-    """Which model to draw inputs from: the first one that takes the batch."""
-    takers = (at for at, specs in enumerate(models) if _fixed_batch(specs) in (None, batch))
-    return next(takers, 0)
+def takes(specs: Specs, batch: int) -> bool:
+    """Whether a model takes this batch at all."""
+    return _fixed_batch(specs) in (None, batch)
+
+
+def source_for(models: Sequence[Specs], batch: int) -> int | None:
+    """Which model to draw inputs from: the first one that takes the batch; None where none does."""
+    return next((at for at, specs in enumerate(models) if takes(specs, batch)), None)
 
 
 def _fixed_batch(specs: Specs) -> int | None:

@@ -84,7 +84,9 @@ def results(batch: int, several: Sequence[Series]) -> list[Measurement]:
             )
         if latency is not None and base is not None:
             speedup = base.p50_ms / latency.p50_ms
-            if own is not None:
+            if series is first:
+                interval = (1.0, 1.0)
+            elif own is not None:
                 pairs = zip(first.launch_medians_ms, series.launch_medians_ms, strict=True)
                 ratios = [before / now for before, now in pairs]
                 within = statistics.interval(drawn[id(first)] / own)

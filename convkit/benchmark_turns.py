@@ -28,12 +28,12 @@ from typing import Any
 from convkit import benchmark_machine
 from convkit import benchmark_statistics as statistics
 from convkit.artifact import Artifact, TensorSpec
-from convkit.benchmark_inputs import batches_for, check_alike, shared_sizes, source_for
+from convkit.benchmark_inputs import batches_for, check_alike, shared_sizes, source_for, takes
 from convkit.benchmark_report import labels
 from convkit.benchmark_results import Series
 from convkit.benchmark_subject import Opened, Subject
 from convkit.child import ChildDiedError
-from convkit.errors import ConvkitError, StepError, UsageError
+from convkit.errors import ConvkitError, SamplesError, StepError, UsageError
 from convkit.listener import Listener
 from convkit.step import Feeds
 from convkit.worker import Worker
@@ -175,14 +175,23 @@ def _surveyed(
     check_alike([each.label for each in contenders], specs)
     heats = []
     for batch in batches_for(specs, batches, examples):
-        source = source_for(specs, batch)
-        sizes = shared_sizes(specs, source, batch)
-        feeds = contenders[source].ask("example", sizes, examples)
         several = [Series(each.artifact, each.label, each.opened) for each in contenders]
-        heat = Heat(batch, feeds, specs[source], several)
-        _warm(contenders, heat, _SURVEY_S, listener)
-        heats.append(heat)
+        for series in several:
+            if not takes(series.opened.inputs, batch):
+                series.error = _misfit(series)
+        source = source_for(specs, batch)
+        feeds: Feeds = {}
+        if source is not None:
+            sizes = shared_sizes(specs, source, batch)
+            feeds = contenders[source].ask("example", sizes, examples)
+        heats.append(Heat(batch, feeds, specs[source or 0], several))
+        _warm(contenders, heats[-1], _SURVEY_S, listener)
     return heats
+
+
+def _misfit(series: Series) -> SamplesError:
+    specs = "; ".join(map(str, series.opened.inputs))
+    return SamplesError(f"{series.label} takes {specs} only.")
 
 
 def _launch_count(heats: Sequence[Heat], opening_s: float, time_s: float) -> int:

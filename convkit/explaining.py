@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convkit.step import Feeds
 
 _PROFILE_S = 1.5
+_TRIALS = 10
 _NODES_SHOWN = 20
 
 
@@ -110,7 +111,9 @@ class Explanation:
 class _Profiled:
     """What a process of its own is asked for: frameworks and the profiler's files stay there."""
 
-    def explanation(self, artifact: Artifact, feeds: Feeds, specs: Sequence[TensorSpec]) -> Any:
+    def explanation(
+        self, artifact: Artifact, feeds: Feeds, specs: Sequence[TensorSpec], time_s: float
+    ) -> Explanation:
         """Profile and findings of one model."""
         from convkit.hardware import processor
         from convkit.matching import fit_feeds
@@ -118,14 +121,17 @@ class _Profiled:
         own = artifact.inputs
         fitted = fit_feeds(feeds, specs, own) if own else feeds
         started, waited = time.perf_counter(), waited_s()
-        found = profile(artifact, fitted, _PROFILE_S)
-        findings = find(found, processor().instruction_sets, CPU)
+        found = profile(artifact, fitted, time_s)
+        findings = find(found, processor().instruction_sets, CPU, time_s / _TRIALS)
         share = (waited_s() - waited) / (time.perf_counter() - started)
         return Explanation(artifact.path, found, tuple(findings), waited=share)
 
 
 def explain(
-    artifacts: Sequence[Artifact], feeds: Feeds, threads: int | None = None
+    artifacts: Sequence[Artifact],
+    feeds: Feeds,
+    threads: int | None = None,
+    time_s: float = _PROFILE_S,
 ) -> tuple[Explanation, ...]:
     """Explains every ONNX model; a lowered one beside the first one that is not.
 
@@ -133,13 +139,14 @@ def explain(
         artifacts: models; those of other formats are passed over.
         feeds: inputs made for the first of them.
         threads: to compute with.
+        time_s: to profile each model for; a trial of another form of a layer takes a tenth.
 
     Raises:
         ConvkitError: a model cannot be profiled.
     """
     specs = artifacts[0].inputs
     chosen = [artifact for artifact in artifacts if artifact.format == "onnx"]
-    found = [_explained(artifact, feeds, specs, threads) for artifact in chosen]
+    found = [_explained(artifact, feeds, specs, threads, time_s) for artifact in chosen]
     compared = []
     for artifact, own in zip(chosen, found, strict=True):
         others = (
@@ -156,12 +163,16 @@ def explain(
 
 
 def _explained(
-    artifact: Artifact, feeds: Feeds, specs: Sequence[TensorSpec], threads: int | None
+    artifact: Artifact,
+    feeds: Feeds,
+    specs: Sequence[TensorSpec],
+    threads: int | None,
+    time_s: float,
 ) -> Explanation:
     with Worker(_Profiled, environment=benchmark_machine.environment(threads)) as worker:
         try:
             worker.ready()
-            found: Explanation = worker.ask("explanation", artifact, feeds, specs)
+            found: Explanation = worker.ask("explanation", artifact, feeds, specs, time_s)
         except ChildDiedError as cause:
             raise StepError(f"The process that profiled {artifact.path.name} {cause}.") from cause
     return found

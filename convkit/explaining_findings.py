@@ -20,16 +20,19 @@ _ACCURATE = (0, 1, 2, 3)
 """Levels at which MatMulNBits computes in float. Source: onnxruntime, docs/ContribOperators.md."""
 
 
-def find(profile: Profile, instruction_sets: Sequence[str], wanted: str) -> list[Finding]:
+def find(
+    profile: Profile, instruction_sets: Sequence[str], wanted: str, trial_s: float = 0.1
+) -> list[Finding]:
     """Everything that is worth a hundredth of the time, the largest gain first.
 
     Args:
         profile: of the model.
         instruction_sets: of this processor.
         wanted: the provider that all nodes should run on.
+        trial_s: for each layer that is tried in another form.
     """
     total = profile.total_ms
-    trials = Trials()
+    trials = Trials(trial_s)
     layers = Layers(profile, trials)
     found = [
         *layers.stayed_float(),

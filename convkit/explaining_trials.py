@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from convkit.step import Feeds
 
-_TRIAL_S = 0.15
 _OPSET = 17
 _IR_VERSION = 8
 _SCALE = 0.02
@@ -130,9 +129,10 @@ class Trial:
 
 
 class Trials:
-    """Times layers in other forms; each shape and form once."""
+    """Times layers in other forms, each shape and form once, for so long."""
 
-    def __init__(self) -> None:
+    def __init__(self, time_s: float) -> None:
+        self._time_s = time_s
         self._known: dict[tuple[str, Layer, int], Trial | None] = {}
 
     def float32(self, layer: Layer) -> Trial | None:
@@ -160,7 +160,7 @@ class Trials:
             try:
                 model = build(layer, level)
                 feeds: Feeds = {"x": _random(layer.left)}
-                found = profile_bytes(model.SerializeToString(), feeds, _TRIAL_S)
+                found = profile_bytes(model.SerializeToString(), feeds, self._time_s)
             except Exception:  # the runtime's exceptions share no base class of their own
                 self._known[key] = None
             else:
