@@ -52,7 +52,7 @@ class Climb:
         last: the step whose result gets the destination's name.
         verifies: False where the user wants no comparison.
         trust: passed on to what opens results.
-        calibration, is_forced: see `Work`.
+        calibration, examples, is_forced: see `Work`.
         listener: hears how it goes on.
     """
 
@@ -64,6 +64,7 @@ class Climb:
     verifies: bool
     trust: bool
     calibration: Path | None
+    examples: Path | None
     is_forced: bool
     listener: Listener
 
@@ -76,14 +77,15 @@ class Climb:
         Raises:
             ConvkitError: no rung gave a verified result; the first real failure is raised.
         """
-        best: tuple[_Attempt, str, tuple[str, ...]] | None = None
+        best: tuple[_Attempt, str, tuple[str, ...], dict[str, Any]] | None = None
         reasons: dict[str, str] = {}
         failures: list[ConvkitError] = []
         with resources.measured() as usage:
             for rung in step.rungs:
                 notes: list[str] = []
+                facts: dict[str, Any] = {}
                 try:
-                    attempt = self._attempt(step, rung, source, number, notes.append)
+                    attempt = self._attempt(step, rung, source, number, notes.append, facts)
                 except RungSkipped as skipped:
                     reasons[rung.name] = str(skipped)
                     continue
@@ -97,13 +99,13 @@ class Climb:
                     gc.collect()
                 lost = attempt.comparison.lost
                 if best is None or len(lost) < len(best[0].comparison.lost):
-                    best = (attempt, rung.name, tuple(notes))
+                    best = (attempt, rung.name, tuple(notes), facts)
                 if not lost:
                     break
                 reasons[rung.name] = f"loses the dynamic dimensions {', '.join(lost)}"
         if best is None:
             raise self._failure(step, failures, reasons)
-        attempt, served, kept_notes = best
+        attempt, served, kept_notes, kept_facts = best
         lost = attempt.comparison.lost
         fixed = (f"Dynamic dimensions that became fixed: {', '.join(lost)}",) if lost else ()
         reasons.pop(served, None)
@@ -118,11 +120,18 @@ class Climb:
             ),
             notes=(*kept_notes, *fixed),
             checks=attempt.comparison.checks,
+            facts=kept_facts,
         )
         return attempt.artifact, report
 
     def _attempt(
-        self, step: Step, rung: Rung, source: Artifact, number: int, note: Callable[[str], None]
+        self,
+        step: Step,
+        rung: Rung,
+        source: Artifact,
+        number: int,
+        note: Callable[[str], None],
+        facts: dict[str, Any],
     ) -> _Attempt:
         """Runs one rung, opens what it made, and judges it."""
         missing = [need for need in rung.needs if not need.is_available]
@@ -142,6 +151,8 @@ class Climb:
             recorded=lambda: self._recorded(target[0]),
             calibration=self.calibration,
             is_forced=self.is_forced,
+            examples=self.examples,
+            record=facts.__setitem__,
         )
         _run_rung(step, rung, source, out, work, self.options.get(step.name, {}))
         digest = source.sha256()  # like what follows, while the source may still run
@@ -183,7 +194,7 @@ class Climb:
         if result is not None:
             kept = self.place.reject(result)
             chosen.why = (*chosen.why, f"Kept for inspection: {kept}")
-            chosen.hint = (
+            chosen.hint = chosen.hint or (
                 f"Look where it begins:  convkit verify {self.recorder.words} "
                 f"{shlex.quote(str(kept))} --bisect\n"
                 "Or compare on real inputs:  --samples inputs.npz"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,8 @@ def print_report(report: Report) -> None:
             console.print(f"  compared at {escape(label)}", style="dim")
     for note in report.notes:
         console.print(escape(f"  {note}"))
+    if report.control and report.control["layers"]:
+        print_control(report.control)
     artifact = report.artifact
     verdict = "[green]verified[/]" if report.passed else "[yellow]not verified[/]"
     size = f"{report.size_bytes / _MIB:.1f} MiB"
@@ -174,6 +176,27 @@ def print_report(report: Report) -> None:
         f"{report.seconds:.1f} s, peak {report.peak_rss_mib:.0f} MiB",
         soft_wrap=True,
     )
+
+
+def print_control(control: Mapping[str, Any]) -> None:
+    """Layers that returned to fp32 to keep accuracy, and what each of them costs."""
+    title = f"Layers in fp32: {len(control['layers'])} of {control['layer_count']}"
+    table = Table("layer", "", _right("parameters"), _right("KiB"), _right("latency"), title=title)
+    for layer in control["layers"]:
+        size, ratio = layer["bytes"], layer["latency_ratio"]
+        table.add_row(
+            escape(layer["name"]),
+            layer["op_type"],
+            f"{layer['parameter_count']:,}",
+            "" if size is None else f"{size / 1024:+.0f}",
+            "" if ratio is None else f"{ratio - 1:+.1%}",
+        )
+    size = control["size_bytes"] - control["size_bytes_quantized"]
+    ratio = control["latency_ratio"]
+    latency = "" if ratio is None else f"{ratio - 1:+.1%}"
+    table.add_section()
+    table.add_row("together", "", "", f"{size / 1024:+.0f}", latency)
+    stdout().print(table)
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:

@@ -113,6 +113,7 @@ def run(
             verifies=recipe.verify,
             trust=recipe.trust,
             calibration=recipe.calibration,
+            examples=recipe.samples,
             is_forced=recipe.force,
             listener=listener,
         )

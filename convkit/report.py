@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,11 @@ class RungReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step as it went."""
+    """One step as it went.
+
+    Attributes:
+        facts: JSON values that the step recorded, by name; `control` is what accuracy control did.
+    """
 
     name: str
     seconds: float
@@ -29,6 +34,7 @@ class StepReport:
     rungs: tuple[RungReport, ...]
     notes: tuple[str, ...]
     checks: tuple[Check, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rung(self) -> str:
@@ -45,6 +51,7 @@ class StepReport:
             "not_served": {rung.name: rung.reason for rung in self.rungs if not rung.served},
             "notes": list(self.notes),
             "checks": [check.to_json() for check in self.checks],
+            **self.facts,
         }
 
 
@@ -83,6 +90,11 @@ class Report:
         """Whether the result was verified and passed."""
         return self.verified and all(check.passed for check in self.checks)
 
+    @property
+    def control(self) -> Mapping[str, Any] | None:
+        """What accuracy control did, as JSON values; None where nobody asked for it."""
+        return next((s.facts["control"] for s in self.steps if "control" in s.facts), None)
+
     def to_json(self) -> dict[str, Any]:
         """The JSON document of `convkit convert`."""
         artifact = self.artifact
@@ -100,6 +112,7 @@ class Report:
             "checks": [check.to_json() for check in self.checks],
             "samples": list(self.samples),
             "notes": list(self.notes),
+            **({"control": self.control} if self.control else {}),
             "verified": self.verified,
             "passed": self.passed,
             "seconds": round(self.seconds, 3),

@@ -146,6 +146,8 @@ class Work:
             For eager rungs; others get them with their source.
         calibration: representative data that the user gave for a calibrated pass.
         is_forced: the user insists, where a step would refuse for the result's sake.
+        examples: the user's samples as a file, where labels may lie beside the inputs.
+        record: keeps JSON values by name for the report, beside its sentences.
     """
 
     samples: Sequence[Feeds]
@@ -155,6 +157,8 @@ class Work:
     recorded: Callable[[], Artifact] | None = None
     calibration: Path | None = None
     is_forced: bool = False
+    examples: Path | None = None
+    record: Callable[[str, Any], None] = lambda name, values: None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from convkit.errors import ResourceError, UsageError
 _PREFIX = ".convkit-"
 _UNLOCKED_PREFIX = ".convkit_new-"
 _REJECTED = ".rejected"
-_BESIDE = (".data", ".Modelfile")
+_BESIDE = (".data", ".Modelfile", ".sensitivity.json", ".sensitivity.svg")
 
 _UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -152,7 +152,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def companions_of(destination: Path) -> tuple[Path, ...]:
-    """Files that belong to an artifact at `destination`: data, Modelfile and manifest."""
+    """Files that belong to an artifact at `destination`: data, Modelfile, ranking and manifest."""
     beside = (destination.with_name(destination.name + ending) for ending in _BESIDE)
     return (*beside, manifest_of(destination))
 

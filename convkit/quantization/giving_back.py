@@ -1,0 +1,95 @@
+"""Chooses the layers that return to float: as cheap a set as keeps a limit, by few measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from convkit.quantization.sensitivity import Sensitivity
+
+Drop = Callable[[frozenset[str]], float]
+"""What is lost with the layers of these names in float."""
+
+MOST_SPARED = 10
+"""Measurements that are spent on doing without layers again."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A set of layers, and what is lost with it.
+
+    Attributes:
+        keep: names of the layers in float.
+        drop: in points of the metric.
+        keeps_limit: whether that is little enough.
+    """
+
+    keep: frozenset[str]
+    drop: float
+    keeps_limit: bool
+
+
+def chosen(ranking: Sequence[Sensitivity], drop: Drop, limit: float) -> Choice:
+    """The cheapest set found that keeps the limit; else the best one seen.
+
+    The ranking's first 1, 2, 4 ... layers are given back until the limit is kept, then the number
+    is halved in between, then those of least worth are quantized again, as many as the limit
+    allows. At least one layer stays quantized.
+
+    Args:
+        ranking: most worth giving back first.
+        drop: measures; it is asked some `2 log2(n) + MOST_SPARED` times.
+        limit: what may be lost.
+    """
+    seen: dict[frozenset[str], float] = {}
+
+    def lost(count: int) -> float:
+        keep = _names(ranking[:count])
+        if keep not in seen:
+            seen[keep] = drop(keep)
+        return seen[keep]
+
+    most = len(ranking) - 1
+    low, high = 0, 0
+    if lost(0) > limit:
+        high = 1
+        while high < most and lost(high) > limit:
+            low, high = high, min(2 * high, most)
+        if most < 1 or lost(high) > limit:
+            keep = min(seen, key=lambda each: (seen[each], len(each)))
+            return Choice(keep, seen[keep], False)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if lost(middle) <= limit else (middle, high)
+    kept = list(ranking[:high])
+    spared = _without_needless(kept, drop, limit, seen)
+    keep = _names(spared)
+    return Choice(keep, seen[keep], True)
+
+
+def _without_needless(
+    kept: list[Sensitivity], drop: Drop, limit: float, seen: dict[frozenset[str], float]
+) -> list[Sensitivity]:
+    """The same set without what it can do without: most price for least noise goes first."""
+    order = sorted(kept, key=lambda each: each.worth)
+    size, measured = max(1, len(order) // 2), 0
+    begin = 0
+    while begin < len(order) and measured < MOST_SPARED:
+        tried = order[begin : begin + size]
+        rest = [each for each in kept if each not in tried]
+        keep = _names(rest)
+        if keep not in seen:
+            seen[keep] = drop(keep)
+            measured += 1
+        if seen[keep] <= limit:
+            kept = rest
+            order = order[:begin] + order[begin + size :]
+        elif size > 1:
+            size = (size + 1) // 2
+        else:
+            begin += 1
+    return kept
+
+
+def _names(several: Sequence[Sensitivity]) -> frozenset[str]:
+    return frozenset(name for each in several for name in each.names)
