@@ -39,30 +39,33 @@ def tables(report: BenchReport) -> Iterator[Any]:
 
 
 def _latencies(results: Sequence[Measurement], title: str) -> Table:
-    table = Table(
-        "model", _right("p50 ms"), _right("95 % of p50"), _right("p95"), _right("p99"),
-        _right("rows/s"), _right("speed"), _right("95 % of speed"), "",
-        title=escape(title),
-    )  # fmt: skip
+    columns = ["p50 ms", "95 % of p50", "p95", "p99", "rows/s"]
+    compared = ["speed", "95 % of speed"] if len(results) > 1 else []
+    table = Table(_name_column(), *map(_right, columns + compared), title=escape(title))
+    if compared:
+        table.add_column("")
     best = min((r.latency.p50_ms for r in results if r.latency), default=0.0)
     for result in results:
-        latency = result.latency
-        if latency is None:
-            table.add_row(escape(result.label), "failed")
-            continue
-        p50 = number(latency.p50_ms)
-        table.add_row(
-            escape(result.label),
-            f"[bold]{p50}[/]" if latency.p50_ms == best and len(results) > 1 else p50,
-            _interval(latency.p50_ci_ms),
-            number(latency.p95_ms),
-            number(latency.p99_ms),
-            number(result.throughput_per_s),
-            "" if result.speedup is None else f"{result.speedup:.3g}x",
-            _interval(result.speedup_ci) if result.verdict else "",
-            _VERDICTS.get(result.verdict, ""),
-        )
+        cells = _cells(result, is_best=result.latency is not None and result.latency.p50_ms == best)
+        table.add_row(escape(result.label), *cells[: len(table.columns) - 1])
     return table
+
+
+def _cells(result: Measurement, *, is_best: bool) -> list[str]:
+    latency = result.latency
+    if latency is None:
+        return ["[red]failed[/]"]
+    p50 = number(latency.p50_ms)
+    return [
+        f"[bold]{p50}[/]" if is_best else p50,
+        _interval(latency.p50_ci_ms),
+        number(latency.p95_ms),
+        number(latency.p99_ms),
+        number(result.throughput_per_s),
+        "" if result.speedup is None else f"{result.speedup:.3g}x",
+        _interval(result.speedup_ci) if result.verdict else "",
+        _VERDICTS.get(result.verdict, ""),
+    ]
 
 
 def _errors(results: Sequence[Measurement]) -> Iterator[str]:
@@ -74,8 +77,8 @@ def _errors(results: Sequence[Measurement]) -> Iterator[str]:
 def _costs(report: BenchReport) -> Table:
     """What a model takes beside time, once for each model."""
     table = Table(
-        "model", "format", "precision", _right("size MiB"), _right("peak MiB"),
-        _right("packages ms"), _right("opening ms"), _right("first call ms"),
+        _name_column(), "format", "precision", _right("size MiB"), _right("peak MiB"),
+        _right("import ms"), _right("load ms"), _right("first call ms"),
         title="Size, memory and cold start",
     )  # fmt: skip
     peaks: dict[int, float] = {}
@@ -130,6 +133,11 @@ def number(value: float | None) -> str:
 
 def _interval(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{number(ends[0])}-{number(ends[1])}"
+
+
+def _name_column() -> Column:
+    """Long names are broken, not cut."""
+    return Column("model", overflow="fold", min_width=12)
 
 
 def _right(title: str) -> Column:

@@ -223,8 +223,10 @@ def assert_predicted(slow: Path, fast: Path, kind: str, shape: tuple[int, int]) 
     """
     ratios = []
     feeds = {"x": np.ones(shape, np.float32)}
-    for _ in range(5):
-        before, after = explain([graph.detect(slow), graph.detect(fast)], feeds, threads=1)
+    for _ in range(3):
+        before, after = explain(
+            [graph.detect(slow), graph.detect(fast)], feeds, threads=1, time_s=0.6
+        )
         gains = [one.gain_ms for one in before.findings if one.kind == kind]
         assert len(gains) == 1
         assert gains[0] is not None
