@@ -164,8 +164,7 @@ def print_report(report: Report) -> None:
             console.print(f"  compared at {escape(label)}", style="dim")
     for note in report.notes:
         console.print(escape(f"  {note}"))
-    if report.control and report.control["layers"]:
-        print_control(report.control)
+    print_control(report.control)
     artifact = report.artifact
     verdict = "[green]verified[/]" if report.passed else "[yellow]not verified[/]"
     size = f"{report.size_bytes / _MIB:.1f} MiB"
@@ -178,8 +177,10 @@ def print_report(report: Report) -> None:
     )
 
 
-def print_control(control: Mapping[str, Any]) -> None:
-    """Layers that returned to fp32 to keep accuracy, and what each of them costs."""
+def print_control(control: Mapping[str, Any] | None) -> None:
+    """Layers that returned to fp32 to keep accuracy, if any, and what each of them costs."""
+    if control is None or not control["layers"]:
+        return
     title = f"Layers in fp32: {len(control['layers'])} of {control['layer_count']}"
     table = Table("layer", "", _right("parameters"), _right("KiB"), _right("latency"), title=title)
     for layer in control["layers"]:

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from convkit.quantization.calibration_data import CalibrationData
+    from convkit.quantization.control import Control
 
 _OLDEST_OPSET = {"static": 10, "dynamic": 11}
 """The first with QuantizeLinear, and with DynamicQuantizeLinear. Source: ONNX Changelog.md."""
 
 _PER_CHANNEL_OPSET = 13
 """The first with a scale for each channel."""
+
+_CONTROLLED = ("Conv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather")
+"""Layers that accuracy control may give back; what lies between them follows them."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,8 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
         model, path.parent, target, choices, data, work
     )
     keep = _named(model, choices.keep)
-    if choices.max_drop is not None:
-        keep = _controlled(make, keep, source, data, choices, work)
-    made = make.model(keep, work.note)
+    control = _controlled(make, keep, source, data, choices, work)
+    made = make.model(keep if control is None else keep | control.keep, work.note)
     work.progress("writing", 3, 4)
     file = result_file(source.path, out)
     if file == out:
@@ -86,6 +89,8 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
     else:  # a folder, which is kept as it is
         write_model(made, file, path.parent, data_name(path), is_beside=bool(source.data_files))
     copy_companions(source, out)
+    if control is not None:
+        control.conclude(out)
     work.progress("writing", 4, 4)
 
 
@@ -245,18 +250,19 @@ def _controlled(
     data: CalibrationData | None,
     choices: Choices,
     work: Work,
-) -> frozenset[str]:
-    """What stays in fp32 so that no more than `max_drop` of the metric is lost."""
+) -> Control | None:
+    """What stays in fp32, beside `keep`, so that no more than `max_drop` of the metric is lost.
+
+    None where there is no limit.
+    """
+    from convkit.quantization.changed_layers import changed_layers
     from convkit.quantization.control import controlled
-    from convkit.quantization.layers import layers_of
 
-    if data is None:
-        raise UsageError(
-            "--max-drop measures on data what is lost, and there are none.",
-            hint="Give some:  --calibration inputs.npz",
-        )
-    layers = [each for each in layers_of(make.float_model, make.target) if each.name not in keep]
-
+    if choices.max_drop is None:
+        return None
+    quantized = make.model(keep, lambda _: None)
+    layers = changed_layers(make.float_model, quantized, _CONTROLLED)
+    del quantized
     with tempfile.TemporaryDirectory() as folder:
 
         def candidate(kept: frozenset[str]) -> Path:
@@ -265,13 +271,13 @@ def _controlled(
             write_model(made, path, make.folder, f"{path.name}.data")
             return path
 
-        given_back: frozenset[str] = controlled(
+        return controlled(
             candidate,
             layers,
             data,
             source,
-            max_drop=choices.max_drop or 0.0,
+            max_drop=choices.max_drop,
             metric=choices.metric,
             work=work,
+            is_calibrated=isinstance(make, _Static),
         )
-    return keep | given_back
