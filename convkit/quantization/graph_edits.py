@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convkit.onnx_typing import graphs_of
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -16,6 +18,27 @@ def graph_of(node: ir.Node) -> ir.Graph:
     graph = node.graph
     assert graph is not None
     return graph
+
+
+def home_of(value: ir.Value, node: ir.Node) -> ir.Graph:
+    """The graph that a value is defined in, whose bodies can read what is made of it.
+
+    Args:
+        value: read by `node`.
+        node: whose graph it is where nobody knows.
+    """
+    return value.graph if value.graph is not None else graph_of(node)
+
+
+def drop_unread(model: ir.Model) -> None:
+    """Removes nodes and initializers that nobody reads, of bodies as well, in place."""
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)
+    for graph in graphs_of(model.graph):
+        for value in list(graph.initializers.values()):
+            if not value.uses() and not value.is_graph_output() and value.name:
+                del graph.initializers[value.name]
 
 
 def constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convkit.onnx_structure import array_of
-from convkit.onnx_typing import nodes_of, opset_of
-from convkit.quantization.graph_edits import constant, graph_of, replace_node
-from convkit.quantization.layers import element_count, int_attribute, is_constant, is_float32
+from convkit.onnx_typing import nodes_of
+from convkit.quantization.graph_edits import constant, home_of, replace_node
+from convkit.quantization.layers import int_attribute
+from convkit.quantization.packing import Packing, is_packable
 from convkit.quantization.targets import Target
 from convkit.quantization.weights import quantized_weight
 
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-_PER_CHANNEL_OPSET = 13
-_SMALLEST_WEIGHT = 4096
-"""Elements of a recurrence matrix below which a layer stays float."""
-
 _LSTM_INPUTS = 8
 """X, W, R, B, sequence_lens, initial_h, initial_c, P. Source: ONNX Operators.md, LSTM."""
+
+_KINDS = ("LSTM", "GRU", "RNN")
 
 
 def quantize_recurrent(
@@ -39,11 +38,11 @@ def quantize_recurrent(
     """Quantizes the recurrent layers of a graph and its bodies, in place.
 
     An LSTM becomes DynamicQuantizeLSTM, which quantizes what it reads as it runs. ONNX Runtime has
-    no such kernel for GRU and RNN: their weights are kept in int8 and become float when the model
-    runs, which saves size and no time.
+    no such kernel for GRU and RNN: their weights are kept in int8 and become float once, when the
+    model is opened, which saves size and costs no time.
 
     Args:
-        model: typed.
+        model: typed; weights are initializers.
         folder: where its weights lie.
         target: what the result is for.
         keep: names of nodes that stay float.
@@ -52,110 +51,94 @@ def quantize_recurrent(
     Returns:
         How many layers were quantized.
     """
-    unpacked, count = 0, 0
-    opset = opset_of(model, "")
+    if not target.has_folding:
+        return 0
+    changes = _Changes(folder, target)
     for node in list(nodes_of(model.graph)):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("LSTM", "GRU", "RNN"):
-            continue
-        if node.name in keep or not _has_constant_weights(node):
-            continue
-        if node.op_type == "LSTM" and target.has_recurrent_kernels and _is_usual(node):
-            _quantize_lstm(node, folder, target)
-        elif opset >= _PER_CHANNEL_OPSET:
-            _keep_weights_packed(node, folder)
-            unpacked += 1
-        else:
-            continue
-        count += 1
-    if any(node.domain == "com.microsoft" for node in nodes_of(model.graph)):
+        if node.domain in ("", "ai.onnx") and node.op_type in _KINDS and node.name not in keep:
+            changes.quantize(node)
+    if changes.kernel_count:
         model.graph.opset_imports.setdefault("com.microsoft", 1)
-    if unpacked:
+    if changes.packed_count:
         note(
-            f"{unpacked} recurrent layers keep their weights in int8 and compute in fp32: the "
-            "runtime has no int8 kernel for them."
+            f"{changes.packed_count} recurrent layers are kept in int8 and compute in fp32, as "
+            "fast as before: the runtime has no int8 kernel for them."
         )
-    return count
+    return changes.kernel_count + changes.packed_count
 
 
-def _has_constant_weights(node: ir.Node) -> bool:
-    weights = node.inputs[1:3]
-    return all(
-        value is not None
-        and is_constant(value)
-        and is_float32(value)
-        and element_count(value) >= _SMALLEST_WEIGHT
-        for value in weights
-    )
+class _Changes:
+    """Quantizes recurrent layers; matrices that several of them read once.
 
-
-def _is_usual(node: ir.Node) -> bool:
-    """Whether the kernel has what an LSTM asks for: batches in the second axis."""
-    return int_attribute(node, "layout", 0) == 0
-
-
-def _quantize_lstm(node: ir.Node, folder: Path, target: Target) -> None:
-    """LSTM as DynamicQuantizeLSTM.
-
-    Its matrices are those of LSTM transposed, (directions, inputs, 4 * hidden), with a scale and a
-    zero point for each column.
-
-    Source: onnxruntime, docs/ContribOperators.md, com.microsoft.DynamicQuantizeLSTM.
+    Attributes:
+        kernel_count: layers that compute in int8.
     """
-    import onnx_ir as ir
 
-    graph = graph_of(node)
-    matrices, scaling = [], []
-    for value in node.inputs[1:3]:
-        assert value is not None
-        array = array_of(value.const_value, folder)  # (directions, 4 * hidden, inputs)
-        limit = 64 if target.reduces_range else 127
-        values, scales = _by_rows(array, limit)
-        matrices.append(
-            constant(graph, f"{value.name}_int8", np.ascontiguousarray(values.transpose(0, 2, 1)))
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.kernel_count = 0
+        self._folder = folder
+        self._target = target
+        self._matrices: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        self._packing = Packing(folder)
+
+    @property
+    def packed_count(self) -> int:
+        """Layers of which only the weights are int8."""
+        return self._packing.count
+
+    def quantize(self, node: ir.Node) -> None:
+        """Quantizes a layer whose weights are known."""
+        if node.op_type == "LSTM" and self._has_kernel_for(node):
+            self._compute_in_integers(node)
+            self.kernel_count += 1
+        else:
+            self._packing.pack(node, 1, 2)
+
+    def _has_kernel_for(self, node: ir.Node) -> bool:
+        weights = node.inputs[1:3]
+        are_known = all(value is not None and is_packable(value) for value in weights)
+        is_usual = int_attribute(node, "layout", 0) == 0
+        return are_known and is_usual and self._target.has_recurrent_kernels
+
+    def _compute_in_integers(self, node: ir.Node) -> None:
+        """LSTM as DynamicQuantizeLSTM.
+
+        Its matrices are those of LSTM transposed, (directions, inputs, 4 * hidden), with a scale
+        and a zero point for each column.
+
+        Source: onnxruntime, docs/ContribOperators.md, com.microsoft.DynamicQuantizeLSTM.
+        """
+        import onnx_ir as ir
+
+        pairs = [self._matrix(value, node) for value in node.inputs[1:3] if value is not None]
+        scaling = [value for pair in pairs for value in pair[1:]]
+        rest = [*node.inputs[3:], *[None] * (_LSTM_INPUTS - len(node.inputs))]
+        made = ir.Node(
+            "com.microsoft",
+            "DynamicQuantizeLSTM",
+            [node.inputs[0], *(pair[0] for pair in pairs), *rest, *scaling],
+            [each for name, each in node.attributes.items() if name != "layout"],
+            num_outputs=len(node.outputs),
+            name=node.name,
         )
-        scaling.append(constant(graph, f"{value.name}_scale", scales))
-        scaling.append(constant(graph, f"{value.name}_zero", np.zeros(scales.shape, np.int8)))
-    rest = [*node.inputs[3:], *[None] * (_LSTM_INPUTS - len(node.inputs))]
-    attributes = [each for name, each in node.attributes.items() if name != "layout"]
-    made = ir.Node(
-        "com.microsoft",
-        "DynamicQuantizeLSTM",
-        [node.inputs[0], *matrices, *rest, *scaling],
-        attributes,
-        num_outputs=len(node.outputs),
-        name=node.name,
-    )
-    replace_node(node, [made])
+        replace_node(node, [made])
 
+    def _matrix(self, value: ir.Value, node: ir.Node) -> tuple[ir.Value, ...]:
+        """int8 (directions, inputs, rows), with scales and zero points (directions, rows)."""
+        if value not in self._matrices:
+            graph = home_of(value, node)
+            limit = 64 if self._target.reduces_range else 127
+            values, scales = self._by_rows(value, limit)
+            turned = np.ascontiguousarray(values.transpose(0, 2, 1))
+            self._matrices[value] = (
+                constant(graph, f"{value.name}_int8", turned),
+                constant(graph, f"{value.name}_scale", scales),
+                constant(graph, f"{value.name}_zero", np.zeros(scales.shape, np.int8)),
+            )
+        return self._matrices[value]
 
-def _keep_weights_packed(node: ir.Node, folder: Path) -> None:
-    """Weights and recurrence matrices behind DequantizeLinear, a scale for each row."""
-    import onnx_ir as ir
-
-    graph = graph_of(node)
-    for index in (1, 2):
-        value = node.inputs[index]
-        assert value is not None
-        array = array_of(value.const_value, folder)
-        directions, rows, columns = array.shape
-        values, scales = _by_rows(array, 127)
-        packed = constant(graph, f"{value.name}_int8", values.reshape(-1, columns))
-        factors = constant(graph, f"{value.name}_scale", scales.reshape(-1))
-        shape = constant(graph, f"{value.name}_shape", np.array(array.shape, np.int64))
-        unpacking = ir.node("DequantizeLinear", [packed, factors], attributes={"axis": 0})
-        shaping = ir.node("Reshape", [unpacking.outputs[0], shape])
-        for made in (unpacking, shaping):
-            made.name = f"{value.name}_{made.op_type}"
-            made.outputs[0].name = made.name
-            made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        unpacking.outputs[0].shape = ir.Shape((directions * rows, columns))
-        shaping.outputs[0].shape = ir.Shape(array.shape)
-        graph.insert_before(node, [unpacking, shaping])
-        node.replace_input_with(index, shaping.outputs[0])
-
-
-def _by_rows(array: Array, limit: int) -> tuple[Array, Array]:
-    """int8 (directions, rows, columns) and float32 scales (directions, rows)."""
-    rows = array.reshape(-1, array.shape[-1])
-    made = quantized_weight(rows, 0, limit=limit)
-    return made.values.reshape(array.shape), made.scales.reshape(array.shape[:2])
+    def _by_rows(self, value: ir.Value, limit: int) -> tuple[Array, Array]:
+        """int8 (directions, rows, columns) and float32 scales (directions, rows)."""
+        array = array_of(value.const_value, self._folder)
+        made = quantized_weight(array.reshape(-1, array.shape[-1]), 0, limit=limit)
+        return made.values.reshape(array.shape), made.scales.reshape(array.shape[:2])

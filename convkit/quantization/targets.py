@@ -23,6 +23,8 @@ class Target:
         weights_as_float: weights stay float32 with a Q/DQ pair behind, as TensorRT reads them.
         accuracy_level: of MatMulNBits; 4 computes in int8, 0 leaves it to the runtime.
         has_block_kernels: whether its runtime has MatMulNBits; else blocks are DequantizeLinear.
+        has_folding: whether arithmetic on constants is done once, when a model is opened, so that
+            integers may become weights there.
         has_recurrent_kernels: whether its runtime has DynamicQuantizeLSTM, as ONNX Runtime's CPU
             provider does.
     """
@@ -37,6 +39,7 @@ class Target:
     accuracy_level: int = 4
     has_block_kernels: bool = True
     has_recurrent_kernels: bool = True
+    has_folding: bool = True
 
 
 TARGETS = {
@@ -60,6 +63,7 @@ TARGETS = {
             accuracy_level=0,
             has_block_kernels=False,
             has_recurrent_kernels=False,
+            has_folding=False,
         ),
     )
 }
