@@ -116,6 +116,11 @@ class CalibrationData:
             )
         return labels
 
+    def dtypes(self, name: str) -> set[str]:
+        """The types that an input has in the files."""
+        found = {each.part.members.get(name) for each in self._fits}
+        return {member.dtype.name for member in found if member is not None}
+
     @property
     def digest(self) -> str:
         """SHA-256 of the samples and of the choice among them, hexadecimal."""

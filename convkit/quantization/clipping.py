@@ -26,7 +26,7 @@ def percentile_range(histogram: Histogram, percentile: float = PERCENTILE) -> Ra
     """The range without the rarest elements, half of them at either end.
 
     Source: H. Wu et al., "Integer Quantization for Deep Learning Inference: Principles and
-    Empirical Evaluation", 2020, section 5.1; onnxruntime, `CalibrationMethod.Percentile`, cuts
+    Empirical Evaluation", 2020, on calibration; onnxruntime, `CalibrationMethod.Percentile`, cuts
     each end by half of what is left out.
     """
     below = np.cumsum(histogram.counts)
@@ -53,8 +53,8 @@ def mse_range(histogram: Histogram) -> Range:
     One end is moved while the other rests, then the other way round, twice.
 
     Source: R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
-    2018, section 2 (affine levels, zero among them); H. Wu et al. 2020, section 5 (error over
-    candidates from a histogram).
+    2018, section 2 (affine levels, zero among them); Y. Choukroun et al., "Low-bit Quantization
+    of Neural Networks for Efficient Inference", 2019 (the clipping with the least squared error).
     """
     used = histogram.counts > 0
     centres, counts = histogram.centres[used], histogram.counts[used]
@@ -87,7 +87,8 @@ def entropy_range(histogram: Histogram) -> Range:
     there are levels and spread out again over those that were not empty. The threshold with the
     least Kullback-Leibler divergence between before and after is taken.
 
-    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, the slides on entropy calibration.
+    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, the slides on entropy calibration;
+    zeros as in NVIDIA's pytorch-quantization, `HistogramCalibrator`.
     """
     absmax = max(abs(histogram.low), abs(histogram.high))
     if absmax == 0.0:
@@ -96,6 +97,7 @@ def entropy_range(histogram: Histogram) -> Range:
     counts = np.bincount(
         np.minimum(places, _ENTROPY_BINS - 1), histogram.counts, _ENTROPY_BINS
     )  # (bins,)
+    counts[0] = counts[1]  # zeros are exact whatever the threshold; they would outweigh the rest
     is_one_sided = histogram.low >= 0 or histogram.high <= 0
     levels = LEVELS if is_one_sided else LEVELS // 2
     tried = range(_ENTROPY_BINS, levels - 1, -_ENTROPY_STEP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ class Histogram:
     def __init__(self, seen: Range, expected: int) -> None:
         self.low, self.high = seen.low, seen.high
         self.counts: Array = np.zeros(BINS, np.int64)
+        self._expected = expected
+        self._elements = 0
+        self._half: Array | None = None
         self._stride = max(1, expected // ENOUGH)
         self._begin = 0
 
@@ -49,6 +53,12 @@ class Histogram:
         """(BINS,): the middle of each bin."""
         edges = self.edges
         return (edges[1:] + edges[:-1]) / 2
+
+    def halved(self) -> Histogram:
+        """What it was when half of the elements had been counted; itself if that is not known."""
+        half = copy(self)
+        half.counts = self.counts if self._half is None else self._half
+        return half
 
     def add(self, array: Array) -> None:
         """Counts the elements of one batch; infinities are left out."""
@@ -66,6 +76,9 @@ class Histogram:
             else:
                 places = np.zeros(piece.size, np.intp)
             self.counts += np.bincount(places, minlength=BINS)
+        self._elements += array.size
+        if self._half is None and 2 * self._elements >= self._expected:
+            self._half = self.counts.copy()
 
 
 def _apart(stride: int, shape: tuple[int, ...]) -> int:

@@ -136,8 +136,13 @@ class Observed:
                 sizes[names[name]] = max(sizes[names[name]], int(size))
         return sizes
 
-    def extremes(self, values: Collection[str], rows: int) -> dict[str, Range]:
+    def extremes(
+        self, values: Collection[str], rows: int
+    ) -> tuple[dict[str, Range], dict[str, Range]]:
         """Smallest and largest element of each value, infinite ones included; scalars only.
+
+        Returns:
+            Those of all samples, and those of the first half.
 
         Raises:
             SamplesError: a sample cannot be used.
@@ -150,20 +155,23 @@ class Observed:
 
     def _extremes(
         self, values: Collection[str], rows: int, *, allows_empty: bool
-    ) -> dict[str, Range]:
+    ) -> tuple[dict[str, Range], dict[str, Range]]:
         proto = self._proto()
         probes = Probes(set(values), set(), allows_empty)
         probes.add_to(proto.graph, [value.name for value in proto.graph.input])
         session = self._session(proto, probes.outputs)
         found: dict[str, Range] = {}
-        for feeds in self._told("ranges", rows):
+        half: dict[str, Range] = {}
+        for number, feeds in enumerate(self._told("ranges", rows), 1):
             scalars = dict(
                 zip(probes.outputs, self._run(session, probes.outputs, feeds), strict=True)
             )
             for name, (low, high) in probes.scalars.items():
                 seen = Range(float(scalars[low]), float(scalars[high]))
                 found[name] = found[name].joined(seen) if name in found else seen
-        return found
+            if not half and 2 * number * rows >= self.data.count:
+                half = dict(found)
+        return found, half
 
     def fetch(
         self, values: Collection[str], rows: int, look: Callable[[str, Array], None], what: str

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convkit.errors import UnknownNameError
+from convkit.quantization.calibration_lint import moved
 from convkit.quantization.clipping import CLIPPINGS
 from convkit.quantization.histograms import Histogram
 from convkit.quantization.observing import Batches, Observed, Schedule, schedule
@@ -75,7 +76,10 @@ def calibrate(
     planned = schedule(sizes, data.fixed_rows)
     if note is not None:
         note(_told(planned, data.count, method))
-    found = _measured(watched, sizes, planned, method)
+    found, half = _measured(watched, sizes, planned, method)
+    if note is not None and data.count > 1:
+        for finding in moved(half, found):
+            note(str(finding))
     if kept is not None:
         kept.write(found)
     return found
@@ -100,17 +104,19 @@ def _told(planned: Schedule, count: int, method: str) -> str:
 
 def _measured(
     watched: Observed, sizes: Mapping[str, int], planned: Schedule, method: str
-) -> dict[str, Range]:
-    ranges = watched.extremes(sizes, planned.rows)
+) -> tuple[dict[str, Range], dict[str, Range]]:
+    """Ranges on all samples and on the first half of them."""
+    ranges, half = watched.extremes(sizes, planned.rows)
     unbounded = {n for n, r in ranges.items() if not math.isfinite(r.high - r.low)}
     for group in planned.groups:
         mine = [name for name in group if name in unbounded]
         if mine:
             ranges.update(_finite(watched, mine, planned.fetched_rows))
     if method == "minmax":
-        return ranges
+        return ranges, half
     clip = CLIPPINGS[method]
     clipped: dict[str, Range] = {}
+    half_clipped: dict[str, Range] = {}
     for number, group in enumerate(planned.groups, 1):
         count = watched.data.count
         histograms = {name: Histogram(ranges[name], sizes[name] * count) for name in group}
@@ -121,8 +127,10 @@ def _measured(
             lambda name, array, held=histograms: held[name].add(array),  # type: ignore[misc]
             what,
         )
-        clipped.update({name: clip(histogram) for name, histogram in histograms.items()})
-    return clipped
+        for name, histogram in histograms.items():
+            clipped[name] = clip(histogram)
+            half_clipped[name] = clip(histogram.halved())
+    return clipped, half_clipped
 
 
 def _finite(watched: Observed, names: list[str], rows: int) -> dict[str, Range]:
