@@ -6,6 +6,7 @@ and memory do not grow with the images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convkit.onnx_structure import plain_session
-from convkit.quantization.layers import int_attribute, refusal_of
+from convkit.quantization.layers import int_attribute, output_axis, refusal_of
 from convkit.step import Feeds, Progress
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ Array = np.ndarray[Any, Any]
 _LARGEST_ROW = 2048
 """Weights of an output beyond which only the mean square of each is kept, no covariance."""
 
-_NARROW = 64
-"""Elements up to which products are summed without a BLAS."""
-
 _FEWEST_PLACES, _MOST_PLACES = 64, 256
-"""Places of an image, or of a sequence, that are looked at for each sample; between them as many
-as the weights of an output."""
+"""Places of an image, or of a sequence, that are looked at for each sample: between them as many
+as make `_VECTORS` for each weight of an output over all samples."""
 
-_GATHERED_BYTES = 4 << 20
+_VECTORS = 10
+
+_GATHERED_BYTES = 1 << 20
 """Vectors that are multiplied at once."""
 
 _FETCH_BYTES = 128 << 20
@@ -101,6 +101,7 @@ def moments_of(
     nodes = [n for n in model.graph if n.name in wanted and refusal_of(n) is None]
     seeing = _Seeing(model, folder, list(dict.fromkeys(_name(node.inputs[0]) for node in nodes)))
     sums = {node.name or "": _Sums() for node in nodes}
+    places = {node: _places(node, total) for node in nodes}
     done = 0
     for feeds in batches:
         for row in _rows(feeds):
@@ -110,7 +111,8 @@ def moments_of(
                     array = arrays.get(_name(node.inputs[0]))
                     if array is not None:
                         generator = np.random.default_rng(done)
-                        sums[node.name or ""].add(layer_vectors(node, array, generator))
+                        vectors = layer_vectors(node, array, places[node], generator)
+                        sums[node.name or ""].add(vectors)
             done += 1
     return {name: each.moments() for name, each in sums.items() if each.count}
 
@@ -199,10 +201,8 @@ class _Sums:
         # float32 sums of some hundred products; the totals over all data are float64
         if vectors.shape[2] > _LARGEST_ROW:
             products = np.square(vectors).sum(1)
-        elif vectors.shape[2] <= _NARROW:  # threads of a BLAS cost more than so small products
-            products = np.einsum("gpi,gpj->gij", vectors, vectors)
         else:
-            products = np.stack([each.T @ each for each in vectors])
+            products = np.matmul(vectors.transpose(0, 2, 1), vectors)
         total = vectors.sum(1, dtype=np.float64)
         if self._total.size:
             self._total += total
@@ -211,30 +211,44 @@ class _Sums:
             self._total, self._products = total, products.astype(np.float64)
 
 
-def layer_vectors(node: ir.Node, array: Array, generator: np.random.Generator) -> Array | None:
-    """What the weights of each output multiply, at some places: (groups, places, elements)."""
+def layer_vectors(
+    node: ir.Node, array: Array, places: int, generator: np.random.Generator
+) -> Array | None:
+    """What the weights of each output multiply, at random places: (groups, places, elements)."""
     if node.op_type == "Conv":
-        return _patches(node, array, generator)
+        return _patches(node, array, places, generator)
     rows = array.reshape(-1, array.shape[-1])
-    return np.ascontiguousarray(rows[None, _chosen(len(rows), rows.shape[1], generator)])
+    return np.ascontiguousarray(rows[None, _chosen(len(rows), places, generator)])
 
 
-def _chosen(count: int, elements: int, generator: np.random.Generator) -> Array:
-    """Indices of some of so many places, at random."""
-    wanted = min(max(elements, _FEWEST_PLACES), _MOST_PLACES)
+def _places(node: ir.Node, samples: int | None) -> int:
+    """How many places of each sample are looked at."""
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.shape is not None
+    sizes = [int(size) for size in weight.shape.numpy()]
+    elements = math.prod(sizes) // sizes[output_axis(node)]
+    wanted = _VECTORS * elements // samples if samples else _MOST_PLACES
+    return min(max(wanted, _FEWEST_PLACES), _MOST_PLACES)
+
+
+def _chosen(count: int, wanted: int, generator: np.random.Generator) -> Array:
+    """Indices of so many places, at random; of all where they are no more."""
     return np.arange(count) if count <= wanted else generator.integers(0, count, wanted)
 
 
-def _pixels(node: ir.Node, image: Array, generator: np.random.Generator) -> Array:
+def _pixels(node: ir.Node, image: Array, places: int, generator: np.random.Generator) -> Array:
     """Patches of one place each."""
     groups = int_attribute(node, "group", 1)
     flat = image.reshape(*image.shape[:2], -1)  # (batch, channels, places)
-    chosen = _chosen(flat.shape[2], flat.shape[1] // groups, generator)
+    chosen = _chosen(flat.shape[2], places, generator)
     rows = flat[:, :, chosen].transpose(0, 2, 1).reshape(len(image) * len(chosen), groups, -1)
     return np.ascontiguousarray(rows.transpose(1, 0, 2))  # (groups, places, elements)
 
 
-def _patches(node: ir.Node, image: Array, generator: np.random.Generator) -> Array | None:
+def _patches(
+    node: ir.Node, image: Array, places: int, generator: np.random.Generator
+) -> Array | None:
     """Patches under the kernel of a convolution, each as its weights lie."""
     weight = node.inputs[1]
     assert weight is not None
@@ -245,7 +259,7 @@ def _patches(node: ir.Node, image: Array, generator: np.random.Generator) -> Arr
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
     pads = _pads(node, image.shape[2:], reach, strides)
     if max(kernel) == 1 and max(strides) == 1 and not np.any(pads):
-        return _pixels(node, image, generator)
+        return _pixels(node, image, places, generator)
     spatial = tuple(range(2, 2 + len(kernel)))
     padded = np.pad(image, [(0, 0), (0, 0), *pads])
     if any(size < need for size, need in zip(padded.shape[2:], reach, strict=True)):
@@ -256,8 +270,7 @@ def _patches(node: ir.Node, image: Array, generator: np.random.Generator) -> Arr
     every = (slice(None), slice(None))
     windows = windows[every + steps + holes]
     counts = (windows.shape[0], *windows.shape[2 : 2 + len(kernel)])
-    elements = int(np.prod(weight.shape.numpy()[1:]))
-    chosen = _chosen(int(np.prod(counts)), elements, generator)
+    chosen = _chosen(int(np.prod(counts)), places, generator)
     windows = np.moveaxis(windows, 1, len(counts))  # (batch, *places, channels, *kernel)
     picked = windows[np.unravel_index(chosen, counts)]
     groups = int_attribute(node, "group", 1)

@@ -17,14 +17,13 @@ from convkit.errors import UnsupportedError
 from convkit.naming import listed
 from convkit.onnx_structure import array_of
 from convkit.onnx_typing import opset_of
-from convkit.quantization.bias_correction import mean_error
-from convkit.quantization.layers import is_constant, output_axis
+from convkit.quantization.layer_weights import corrected_bias, layer_weight
+from convkit.quantization.layers import output_axis
 from convkit.quantization.moments import Moments
 from convkit.quantization.placement import Bounds, Placement, data_inputs, place
 from convkit.quantization.preparation import replace_constant
-from convkit.quantization.rounding import compensated_weight
 from convkit.quantization.targets import Target
-from convkit.quantization.weights import QuantizedWeight, quantized_weight, rounded_weight
+from convkit.quantization.weights import QuantizedWeight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,9 +40,6 @@ _REDUCED_LIMIT = 64
 Source: onnxruntime, "Quantize ONNX Models", when to use reduce-range.
 """
 
-_LARGEST_BIAS = 2.0**30
-"""Biases are int32; half of its range is left to the sum that they are added to."""
-
 _NAMES_SHOWN = 6
 
 
@@ -57,12 +53,14 @@ class StaticSettings:
             up for each other's errors, and biases for the mean error that is left.
         compensates: rounds so.
         corrects_biases: corrects so.
+        known: weights in integers, kept for when the same layers are quantized again beside others.
     """
 
     is_per_channel: bool | None = None
     moments: Mapping[str, Moments] = field(default_factory=dict)
     compensates: bool = True
     corrects_biases: bool = True
+    known: dict[tuple[str, bool, float], QuantizedWeight] = field(default_factory=dict)
 
 
 def quantize_static(
@@ -267,11 +265,11 @@ class _Writing:
             self._weights[weight, axis] = self._written(node, weight, axis)
         widened, made = self._weights[weight, axis]
         node.replace_input_with(1, widened)
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        numbers = None if bias is None else array_of(bias.const_value, self._folder).reshape(-1)
-        error = self._mean_error(node, weight, made)
-        if error is not None:
-            numbers = (0 if numbers is None else numbers.astype(np.float64)) - error
+        numbers = self._bias(node)
+        moments = self._settings.moments.get(node.name or "")
+        if moments is not None and self._settings.corrects_biases and node.op_type != "MatMul":
+            array = array_of(weight.const_value, self._folder)
+            numbers = corrected_bias(node, array, numbers, made, moments)
         if numbers is None:
             return
         if self._target.weights_as_float:
@@ -279,16 +277,27 @@ class _Writing:
         else:
             self._quantize_bias(node, numbers, made)
 
-    def _mean_error(self, node: ir.Node, weight: ir.Value, made: QuantizedWeight) -> Array | None:
-        """What a layer gives too much on average, (outputs,); None where nobody can tell."""
-        moments = self._settings.moments.get(node.name or "")
-        if moments is None or not self._settings.corrects_biases or node.op_type == "MatMul":
-            return None
-        array = array_of(weight.const_value, self._folder)
-        error = outputs_first(node, made.floats().astype(np.float64) - array)
-        alpha = node.attributes.get("alpha")
-        unit = 1.0 if alpha is None else alpha.as_float()
-        return np.asarray(mean_error(error, moments.mean) * unit)
+    def _bias(self, node: ir.Node) -> Array | None:
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        return None if bias is None else array_of(bias.const_value, self._folder).reshape(-1)
+
+    def _rounded(self, node: ir.Node, weight: ir.Value) -> QuantizedWeight:
+        """The weight in integers; once, if a layer is quantized again beside other ones."""
+        scale = self._input_scale(node)
+        key = (node.name or "", self._is_per_channel, scale)
+        known = self._settings.known
+        if key not in known:
+            known[key] = layer_weight(
+                node,
+                array_of(weight.const_value, self._folder),
+                self._bias(node),
+                is_per_channel=self._is_per_channel,
+                limit=_REDUCED_LIMIT if self._target.reduces_range else _LIMIT,
+                input_scale=scale,
+                moments=self._settings.moments.get(node.name or ""),
+                compensates=self._settings.compensates,
+            )
+        return known[key]
 
     def _written(
         self, node: ir.Node, weight: ir.Value, axis: int | None
@@ -296,9 +305,7 @@ class _Writing:
         """The weight behind its DQ, with a Q before it where the target wants floats."""
         import onnx_ir as ir
 
-        array = array_of(weight.const_value, self._folder)
-        limit = _REDUCED_LIMIT if self._target.reduces_range else _LIMIT
-        made = self._rounded(node, array, axis, limit)
+        made = self._rounded(node, weight)
         name = weight.name or ""
         scale = self._constant(f"{name}_scale", made.scales)
         zero = self._constant(f"{name}_zero_point", np.zeros(made.scales.shape, np.int8))
@@ -320,50 +327,20 @@ class _Writing:
         self._graph.insert_before(self._graph[0], [*nodes, widen])
         return out, made
 
-    def _rounded(
-        self, node: ir.Node, array: Array, axis: int | None, limit: int
-    ) -> QuantizedWeight:
-        moments = self._settings.moments.get(node.name or "")
-        rows = outputs_first(node, array)
-        first = None if axis is None else 0
-        importance = None if moments is None else _importance(moments, rows)
-        made = quantized_weight(rows, first, limit=limit, importance=importance)
-        made = self._widened(node, rows, made, limit)
-        covariance = None if moments is None else moments.covariance()
-        if covariance is not None and self._settings.compensates:
-            made = compensated_weight(rows, made, covariance, limit=limit)
-        return QuantizedWeight(outputs_first(node, made.values), made.scales, axis)
-
-    def _widened(
-        self, node: ir.Node, array: Array, made: QuantizedWeight, limit: int
-    ) -> QuantizedWeight:
-        """The weight with scales so large that its bias, in their product, fits int32."""
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is None or not is_constant(bias):
-            return made
-        numbers = np.abs(array_of(bias.const_value, self._folder).astype(np.float64).reshape(-1))
-        least = numbers / (float(self._input_scale(node)) * _LARGEST_BIAS)
-        least = np.float32(least.max(initial=0.0)) if made.axis is None else least
-        if np.all(made.scales >= least):
-            return made
-        scales = np.maximum(made.scales, least).astype(np.float32)
-        return rounded_weight(array, scales, made.axis, limit)
-
-    def _input_scale(self, node: ir.Node) -> np.float32:
+    def _input_scale(self, node: ir.Node) -> float:
         """The scale of a layer's data, which are quantized by now."""
         widen = node.inputs[0].producer() if node.inputs[0] is not None else None
         assert widen is not None
         scale = widen.inputs[1]
         assert scale is not None
-        found: np.float32 = np.float32(float(array_of(scale.const_value, self._folder)))
-        return found
+        return float(array_of(scale.const_value, self._folder))
 
     def _quantize_bias(self, node: ir.Node, numbers: Array, weight: QuantizedWeight) -> None:
         """The bias as int32 in the unit of the products that it is added to."""
         import onnx_ir as ir
 
         numbers = numbers.astype(np.float64)
-        unit = np.float64(self._input_scale(node)) * weight.scales.astype(np.float64)
+        unit = self._input_scale(node) * weight.scales.astype(np.float64)
         alpha = node.attributes.get("alpha")
         if alpha is not None:
             unit = unit * alpha.as_float()
@@ -409,16 +386,3 @@ class _Writing:
 
 def _is_idle(value: ir.Value) -> bool:
     return not value.uses() and not value.is_graph_output() and not value.is_graph_input()
-
-
-def _importance(moments: Moments, rows: Array) -> Array:
-    """The mean square of what each weight multiplies, as the weights lie."""
-    groups, size = moments.square.shape
-    square = np.repeat(moments.square, len(rows) // groups, axis=0)  # (outputs, elements)
-    assert square.shape[1] == size
-    return np.asarray(square.reshape(rows.shape))
-
-
-def outputs_first(node: ir.Node, weight: Array) -> Array:
-    """A layer's weight with its outputs on the first axis, or such a weight as the layer has it."""
-    return weight if output_axis(node) == 0 else np.ascontiguousarray(weight.T)
