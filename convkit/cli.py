@@ -102,10 +102,11 @@ def _show_plan(recipe: Recipe, as_json: bool) -> None:
             "out": str(job.destination),
             "size_bytes": size,
             "missing": missing,
+            "warnings": pipeline.warnings(job),
         }
         console.print_json(document)
     else:
-        console.print_plan(job, missing, size)
+        console.print_plan(job, missing, size, pipeline.warnings(job))
 
 
 def _run(recipe: Recipe, as_json: bool, quiet: bool, verbose: bool) -> None:

@@ -22,6 +22,7 @@ from convkit.errors import (
     UsageError,
     VerificationError,
 )
+from convkit.foresight import warnings_of
 from convkit.graph import ConverterGraph
 from convkit.listener import Listener
 from convkit.loading import load_module
@@ -80,6 +81,7 @@ class Climb:
         best: tuple[_Attempt, str, tuple[str, ...], dict[str, Any]] | None = None
         reasons: dict[str, str] = {}
         failures: list[ConvkitError] = []
+        warned = warnings_of(step, source, self.options, self.calibration, self.converters)
         with resources.measured() as usage:
             for rung in step.rungs:
                 notes: list[str] = []
@@ -118,7 +120,7 @@ class Climb:
                 *(RungReport(name, False, reason) for name, reason in reasons.items()),
                 RungReport(served, True),
             ),
-            notes=(*kept_notes, *fixed),
+            notes=(*warned, *kept_notes, *fixed),
             checks=attempt.comparison.checks,
             facts=kept_facts,
         )

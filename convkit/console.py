@@ -214,8 +214,13 @@ def print_checks(checks: Sequence[Check], title: str) -> None:
     stdout().print(table)
 
 
-def print_plan(plan: Plan, missing: Sequence[str], size_bytes: int | None) -> None:
-    """What a conversion would do, step by step, and what each step loses."""
+def print_plan(
+    plan: Plan,
+    missing: Sequence[str],
+    size_bytes: int | None,
+    warnings: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """What a conversion would do, step by step, what each step loses, and what may disappoint."""
     console = stdout()
     source = plan.source
     console.print(f"{escape(str(source.path))}: {source.format} {source.precision}", soft_wrap=True)
@@ -228,6 +233,8 @@ def print_plan(plan: Plan, missing: Sequence[str], size_bytes: int | None) -> No
         console.print(f"Size:   {size_bytes:,} bytes ({size_bytes / _MIB:.1f} MiB)")
     if missing:
         console.print(f"[yellow]Missing here:[/] {escape(', '.join(dict.fromkeys(missing)))}")
+    for each in warnings:
+        console.print(f"[yellow]{escape(each['step'])}:[/] {escape(each['warning'])}")
 
 
 def print_description(artifact: Artifact, described: Description, facts: dict[str, Any]) -> None:

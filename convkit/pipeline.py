@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convkit import demands, fusing, graph, opset_step, resources, verification
+from convkit import demands, foresight, fusing, graph, opset_step, resources, verification
 from convkit.artifact import Artifact
 from convkit.climb import Climb
 from convkit.destination import default_destination
@@ -188,6 +188,14 @@ def predicted_bytes(job: Plan) -> int | None:
     recipe = job.recipe
     work = Work((), _nothing_to_load, _unheard, _unseen, None, recipe.calibration, recipe.force)
     return fusing.predicted_bytes(job.route, job.source, job.options, work)
+
+
+def warnings(job: Plan, converters: ConverterGraph | None = None) -> Sequence[Mapping[str, str]]:
+    """What is known beforehand to disappoint: each with its `step` and the `warning`."""
+    found = converters or graph.discover()
+    return foresight.warnings_of_route(
+        job.route, job.source, job.options, job.recipe.calibration, found
+    )
 
 
 def _nothing_to_load(artifact: Artifact) -> Any:

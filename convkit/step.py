@@ -240,6 +240,9 @@ class Converter:
         return {name: p for rung in self.rungs for name, p in rung.options.items()}
 
 
+Warns = Callable[[Mapping[str, int], Mapping[str, Any]], Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Pass:
     """Changes the precision and keeps the format.
@@ -256,6 +259,9 @@ class Pass:
             most converters make.
         streaming: how it works tensor by tensor, if it does.
         recasts: may also be taken where bits do not get fewer: to another floating type.
+        warns: sentences on what is known beforehand to disappoint, for the operators of the model
+            with their counts (none where it is of another format yet) and the options said, with
+            `calibration` among them: the data, or None.
     """
 
     format: str
@@ -270,6 +276,7 @@ class Pass:
     of_source: bool = False
     streaming: Streaming | None = None
     recasts: bool = False
+    warns: Warns | None = None
 
     @property
     def name(self) -> str:
@@ -347,6 +354,7 @@ def precision_pass(
     calibrated: bool = False,
     cost: float = 1.0,
     of_source: bool = False,
+    warns: Warns | None = None,
 ) -> Callable[[Callable[..., None]], Pass]:
     """Makes a function `(source, out, work, *, options...)` the pass of a format to a precision."""
 
@@ -363,6 +371,7 @@ def precision_pass(
             calibrated,
             inspect.getdoc(function) or "",
             of_source,
+            warns=warns,
         )
 
     return record

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from convkit.artifact import Artifact
+from convkit.quantization.slowdowns import foreseen
 from convkit.step import Package, Work, precision_pass
 
 _NEEDS = [Package("onnx", "onnx"), Package("onnx_ir", "onnx"), Package("onnxruntime", "onnx")]
@@ -19,6 +21,7 @@ _NEEDS = [Package("onnx", "onnx"), Package("onnx_ir", "onnx"), Package("onnxrunt
     needs=_NEEDS,
     schemes=["static", "dynamic"],
     calibrated=True,
+    warns=functools.partial(foreseen, default="dynamic", with_data="static"),
 )
 def onnx_int8(
     source: Artifact,

@@ -104,10 +104,8 @@ def quantize_dynamic(
     if changes.packed_count:
         note(
             f"{changes.packed_count} convolutions are kept in int8 and compute in fp32, as fast as "
-            "before; quantized dynamically they take 3 to 6 times as long."
+            "before."
         )
-    if changes.convolutions:
-        note("Convolutions compute in int8 with calibration data:  --calibration inputs.npz")
     if changes.small:
         names = listed(changes.small, _NAMES_SHOWN)
         note(f"fp32: too small to gain: {names}.")
