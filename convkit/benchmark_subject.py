@@ -113,7 +113,7 @@ class Subject:
         if samples.is_text(examples):
             feeds = self._row_of_text(examples)
         else:
-            feeds = samples.read(examples)[0]
+            feeds = samples.without_labels(samples.read(examples)[0], specs)
         known = {name: size for name, size in _sizes_of(feeds, specs).items() if name not in sizes}
         return samples.resize(feeds, specs, {**known, **sizes})
 

@@ -16,6 +16,9 @@ from convkit.explaining_trials import (
     layer_of,
 )
 
+_MOVING = (
+    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "ReorderInput", "ReorderOutput",
+)  # fmt: skip
 _ACCURATE = (0, 1, 2, 3)
 """Levels at which MatMulNBits computes in float. Source: onnxruntime, docs/ContribOperators.md."""
 
@@ -81,9 +84,8 @@ def _conversions(profile: Profile, claimed: set[str]) -> Iterator[Finding]:
         if node.op_type in CONVERSIONS and node.name not in claimed and node.inputs:
             reason = _reason(node, profile)
             if reason is not None:
-                groups[reason].append(node)
+                groups[_sorted_out(*reason)].append(node)
     for (kind, cause), nodes in groups.items():
-        kind = "activation" if kind == "island" and cause in ABSORBED else kind
         what, remedy = _CONVERSION_WORDS[kind]
         yield finding_of(
             profile,
@@ -108,6 +110,10 @@ _CONVERSION_WORDS = {
         "Q and DQ go from int8 to float and back for {cause}, which runs in float here",
         "use an operator with an int8 kernel in place of {cause}, or keep its neighbours float",
     ),
+    "types": (
+        "Q and DQ turn one 8-bit type or scale into another",
+        "quantize all activations to one type, uint8 on x86, and shared values with one scale",
+    ),
     "activation": (
         "Q and DQ stand before and behind {cause}",
         "quantize the result of {cause} only, with its lowest value as zero point: it falls away",
@@ -123,19 +129,36 @@ def _reason(node: Node, profile: Profile) -> tuple[str, str] | None:
             return "weights", _types_of(consumers)
         producer = profile.producer(node.inputs[0])
         if producer is not None and producer.op_type == QUANTIZE:
-            return "rounding", _types_of([_origin(producer, profile)])
+            return "rounding", _types_of([_giver(producer, profile)])
         if not consumers:
             return None  # what the model gives
-        return "island", _types_of(consumers)
+        return "island", _types_of([_taker(one, profile) for one in consumers])
+    giver = _giver(node, profile)
     if consumers and all(one.op_type == DEQUANTIZE for one in consumers):
-        return "rounding", _types_of([_origin(node, profile)])
-    producer = profile.producer(node.inputs[0])
-    return None if producer is None else ("island", producer.op_type)
+        return "rounding", _types_of([giver])
+    return None if giver is None else ("island", giver.op_type)
 
 
-def _origin(quantize: Node, profile: Profile) -> Node | None:
-    """What gives the value that is quantized."""
-    return profile.producer(quantize.inputs[0])
+def _sorted_out(kind: str, cause: str) -> tuple[str, str]:
+    """The same with what the operator tells beyond it."""
+    if cause in CONVERSIONS:
+        return "types", ""
+    return ("activation" if kind == "island" and cause in ABSORBED else kind), cause
+
+
+def _giver(quantize: Node, profile: Profile) -> Node | None:
+    """The operator whose result is quantized; those that only move numbers are looked through."""
+    node = profile.producer(quantize.inputs[0])
+    while node is not None and node.op_type in _MOVING:
+        node = profile.producer(node.inputs[0])
+    return node
+
+
+def _taker(node: Node, profile: Profile) -> Node:
+    """The operator that a value is for; those that only move numbers are looked through."""
+    while node.op_type in _MOVING and len(after := profile.consumers(node)) == 1:
+        node = after[0]
+    return node
 
 
 def _types_of(nodes: Sequence[Node | None]) -> str:

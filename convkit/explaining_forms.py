@@ -76,7 +76,7 @@ class Layers:
                 f"{named(nodes)}",
                 [*nodes, *beside[kind]],
                 sum(gain for _, gain in members),
-                f"put Q and DQ on {' and on '.join(self._lacking(nodes))}",
+                self._remedy(nodes),
             )
 
     def _lacking(self, nodes: Sequence[Node]) -> list[str]:
@@ -91,7 +91,26 @@ class Layers:
             if any(one.op_type != QUANTIZE for one in consumers):
                 after = {one.op_type for one in consumers} - {QUANTIZE}
                 lacking.add(f"their results, before {', '.join(sorted(after))}")
-        return sorted(lacking) or ["everything they take and give, or ask for other types there"]
+        return sorted(lacking)
+
+    def _remedy(self, nodes: Sequence[Node]) -> str:
+        lacking = self._lacking(nodes)
+        if lacking:
+            return f"put Q and DQ on {' and on '.join(lacking)}"
+        types = [self._types_around(node) for node in nodes]
+        mixed = [f"{took} in, {gave} out" for took, gave in dict.fromkeys(types) if took != gave]
+        if mixed:
+            # The runtime turns int8 into uint8 on x86, but not where a result is used twice.
+            return f"no kernel mixes {'; '.join(mixed)}: quantize all activations to uint8"
+        return "Q and DQ stand around them, but no kernel takes these types, scales or axes"
+
+    def _types_around(self, node: Node) -> tuple[str, str]:
+        """The types of a layer's quantized input and result."""
+        before = self._profile.producer(node.inputs[0])
+        after = next(iter(self._profile.consumers(node)), None)
+        took = before.input_types[0][0] if before and before.input_types else ""
+        gave = after.output_types[0][0] if after and after.output_types else ""
+        return took, gave
 
     def _is_dequantized(self, value: str) -> bool:
         producer = self._profile.producer(value)
@@ -104,10 +123,7 @@ class Layers:
         before = self._trials.float32(layer)
         if before is None or after is None:
             return 0.0, []
-        feeders = [
-            self._profile.producer(node.inputs[0]),
-            self._profile.producer(weight_name(node)),
-        ]
+        feeders = [self._profile.producer(value) for value in node.inputs]  # the bias as well
         fallen = [one for one in feeders if one is not None and one.op_type == DEQUANTIZE]
         results = self._results(node)
         roundings = [one for one in results if one.op_type == QUANTIZE]

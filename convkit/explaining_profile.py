@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Node:
 
     Attributes:
         ms: of a call of the model, without the bodies inside the node; the mean of the fastest
-            tenth of the calls.
+            quarter of its calls.
         count: how often it runs in a call.
         inputs, outputs: names of values; empty where the graph does not know the node.
         input_types: (dtype, shape) of what comes in, weights that were packed left out.
@@ -97,11 +98,25 @@ class Profile:
 
     def producer(self, value: str) -> Node | None:
         """The node that gives a value; None for inputs and constants."""
-        return next((node for node in self.nodes if value and value in node.outputs), None)
+        return self._givers.get(value)
 
     def consumers(self, node: Node) -> list[Node]:
-        """The nodes that take what a node gives."""
-        return [other for other in self.nodes if set(node.outputs) & set(other.inputs)]
+        """The nodes that take what a node gives, each once."""
+        takers = {id(one): one for value in node.outputs for one in self._takers.get(value, ())}
+        return list(takers.values())
+
+    @cached_property
+    def _givers(self) -> Mapping[str, Node]:
+        return {value: node for node in self.nodes for value in node.outputs if value}
+
+    @cached_property
+    def _takers(self) -> Mapping[str, list[Node]]:
+        takers: defaultdict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for value in node.inputs:
+                if value:
+                    takers[value].append(node)
+        return takers
 
 
 def profile(
@@ -266,20 +281,16 @@ def _times(
         sums[name][at] += event["dur"] / 1e3
         count = seen[name][1] + 1 if name in seen else 1
         seen[name] = event, count
-    chosen = _undisturbed(
-        [sum(each[call] for each in sums.values()) for call in range(len(starts))]
-    )
-    times = {name: statistics.fmean(each[call] for call in chosen) for name, each in sums.items()}
+    times = {name: statistics.fmean(_undisturbed(each)) for name, each in sums.items()}
     counted = {
         name: (event, max(1, round(count / len(starts)))) for name, (event, count) in seen.items()
     }
     return times, counted
 
 
-def _undisturbed(totals: Sequence[float]) -> list[int]:
-    """The fastest tenth of the calls: what other programs took is no part of the explanation."""
-    ranked = sorted(range(len(totals)), key=lambda call: totals[call])
-    return ranked[: max(_LEAST_CHOSEN, len(totals) // 10)]
+def _undisturbed(times: Sequence[float]) -> list[float]:
+    """The fastest quarter: what other programs took from a node is no part of the explanation."""
+    return sorted(times)[: max(_LEAST_CHOSEN, len(times) // 4)]
 
 
 def _node(

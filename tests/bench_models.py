@@ -57,6 +57,29 @@ def elu_chain(path: Path, *, is_quantized: bool) -> Path:
     return save(path, nodes, SCALES if is_quantized else {}, ["n", 1024])
 
 
+def mixed_types(path: Path, size: int = 512) -> Path:
+    """A MatMul from uint8 to int8 whose product is used twice."""
+    constants = {
+        **SCALES,
+        "rz": np.int8(0),
+        "w": _GENERATOR.integers(-127, 127, (size, size)).astype(np.int8),
+        "ws": np.float32(0.001),
+    }
+    before, value = pair("x", "in")
+    nodes = [
+        *before,
+        helper.make_node("DequantizeLinear", ["w", "ws", "rz"], ["wd"], name="weights"),
+        helper.make_node("MatMul", [value, "wd"], ["m"], name="matmul"),
+        helper.make_node("QuantizeLinear", ["m", "s", "rz"], ["q"], name="out_Q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "rz"], ["left"], name="left_D"),
+        helper.make_node("DequantizeLinear", ["q", "s", "rz"], ["right"], name="right_D"),
+        helper.make_node("Elu", ["left"], ["e"], name="elu"),
+        helper.make_node("Erf", ["right"], ["f"], name="erf"),
+        helper.make_node("Add", ["e", "f"], ["y"], name="add"),
+    ]
+    return save(path, nodes, constants, ["n", size])
+
+
 def matrix_chain(path: Path, *, rounds_products: bool, size: int = 1024, count: int = 3) -> Path:
     """MatMul and Relu in turn, with Q and DQ on inputs and weights.
 

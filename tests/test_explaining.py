@@ -53,6 +53,12 @@ def test_products_without_q_behind_them_stayed_float_and_what_they_lack_is_said(
     assert not any(set(one.nodes) & set(first.nodes) for one in others), "no time is told twice"
 
 
+def test_types_that_no_kernel_mixes_are_named(tmp_path: Path) -> None:
+    first = findings(profiled(bench_models.mixed_types(tmp_path / "m.onnx"), 1, 512))[0]
+    assert first.kind == "stayed-float"
+    assert first.remedy.startswith("no kernel mixes uint8 in, int8 out")
+
+
 def test_a_chain_that_fused_whole_has_no_layers_in_float(tmp_path: Path) -> None:
     model = bench_models.matrix_chain(tmp_path / "m.onnx", rounds_products=True)
     found = profiled(model, 1, 1024)
