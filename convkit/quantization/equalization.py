@@ -20,6 +20,7 @@ import numpy as np
 
 from convkit.onnx_structure import array_of
 from convkit.quantization.channel_classes import ChannelClass, channel_classes
+from convkit.quantization.channel_noise import expected_noise
 from convkit.quantization.channel_ranges import ChannelRange, channel_ranges
 from convkit.quantization.layers import int_attribute, output_axis
 from convkit.quantization.observing import Batches
@@ -37,9 +38,6 @@ measured to be larger than is foretold here (EfficientNet-lite0)."""
 
 _HEADROOM = 1.1
 """Data of tomorrow may be a tenth larger than those that were seen."""
-
-_COMPENSATED = 0.3
-"""What is left of the noise of weights once rounding makes up for it, about."""
 
 
 def equalize(
@@ -99,29 +97,11 @@ def _scales(each: ChannelClass, seen: Mapping[str, ChannelRange], folder: Path) 
 def _noise(
     each: ChannelClass, scales: Array, seen: Mapping[str, ChannelRange], folder: Path
 ) -> float:
-    """Noise over signal that the layers which read these channels will have, about.
-
-    An activation has steps of its range over 255, a weight of its row's range over 127, and the
-    error of either is a twelfth of its step squared.
-    """
-    total = 0.0
-    for node, value in each.readers:
-        found = seen[value.name or ""]
-        rows = reading_rows(node, folder)  # (groups, outputs, channels, elements)
-        groups = rows.shape[0]
-        scale = scales.reshape(groups, 1, -1, 1)
-        square = found.square.reshape(groups, 1, -1, 1)
-        signal = float(np.sum(np.square(rows) * square))
-        if not signal > 0:
-            continue
-        step = np.max(found.absmax / scales) / 255
-        scaled = rows * scale
-        from_activations = float(np.sum(np.square(scaled))) * step**2 / 12
-        steps = np.max(np.abs(scaled), axis=(2, 3)) / 127  # (groups, outputs)
-        heard = np.sum(square / np.square(scale), axis=(2, 3)) * rows.shape[3]
-        from_weights = _COMPENSATED * float(np.sum(np.square(steps) * heard)) / 12
-        total += (from_activations + from_weights) / signal
-    return total
+    """Noise over signal that the layers which read these channels will have."""
+    return sum(
+        expected_noise(reading_rows(node, folder), seen[value.name or ""], scales)
+        for node, value in each.readers
+    )
 
 
 def reading_rows(node: ir.Node, folder: Path) -> Array:

@@ -2,7 +2,8 @@
 
 Behind a normalization a few channels are often far larger than the rest, and take the steps of all
 others. The normalization's own factors can divide such channels, and the weights that read them
-multiply them back; the graph computes the same.
+multiply them back; the graph computes the same. Where something else reads the normalized values
+too, a product for the layers alone does it, if it is worth its time.
 
 Source: Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large
 Language Models, 2022, equations 3 and 4: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha).
@@ -18,8 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convkit.onnx_structure import array_of
+from convkit.quantization.channel_noise import expected_noise
 from convkit.quantization.channel_ranges import channel_ranges
-from convkit.quantization.layers import is_constant, output_axis, rank_of, refusal_of
+from convkit.quantization.layers import (
+    is_constant,
+    is_float32,
+    output_axis,
+    rank_of,
+    refusal_of,
+)
 from convkit.quantization.observing import Batches
 from convkit.quantization.preparation import replace_constant
 from convkit.step import Progress
@@ -30,13 +38,23 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+_LEAST_GAIN = 0.5
+"""Noise has to fall to this for a product of its own, which takes time, before the layers."""
+
+_IN_INT8 = frozenset(
+    ("AveragePool", "Clip", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "MaxPool", "Relu")
+)
+"""Makers of values that may be int8 already: a product behind them would make floats of them."""
+
+
 @dataclass(frozen=True)
 class Smoothable:
-    """A normalized value that layers alone read.
+    """A value that layers read.
 
     Attributes:
         value: what they read; its last axis is smoothed.
-        factors: (node, input) of the constants that make it: they are divided.
+        factors: (node, input) of the constants that make it: they are divided. Empty: others read
+            the value too, or nothing makes it so; the layers get a product before them.
         readers: the layers: their weights are multiplied.
     """
 
@@ -54,7 +72,7 @@ def smooth(
     progress: Progress,
     note: Callable[[str], None],
 ) -> int:
-    """Smooths in place every activation that allows it; how many.
+    """Smooths in place every activation that gains by it; how many.
 
     Args:
         model: typed, its constants initializers.
@@ -67,24 +85,68 @@ def smooth(
     places = smoothable(model.graph)
     axes = {p.value.name or "": (-1, rank_of(p.value) or 1) for p in places}
     seen = channel_ranges(model, folder, axes, data.batches(1), progress, data.count)
+    changed = multiplied = 0
     for place in places:
+        found = seen[place.value.name or ""]
         weights = [_inputs_first(node, folder) for node in place.readers]
         heard = np.max([np.abs(weight).max(1) for weight in weights], axis=0)
-        absmax = seen[place.value.name or ""].absmax.astype(np.float64)
-        scales = smoothing_scales(absmax, heard, alpha)
-        for node, index in place.factors:
-            constant = node.inputs[index]
-            assert constant is not None
-            array = array_of(constant.const_value, folder).astype(np.float64)
-            replace_constant(model.graph, node, index, (array / scales).astype(np.float32))
-        for node, weight in zip(place.readers, weights, strict=True):
-            scaled = weight * scales[:, None]
-            if output_axis(node) == 0:
-                scaled = scaled.T
-            replace_constant(model.graph, node, 1, scaled.astype(np.float32))
-    if places:
-        note(f"Channels of {len(places)} normalizations were smoothed into the layers behind them.")
-    return len(places)
+        scales = smoothing_scales(found.absmax.astype(np.float64), heard, alpha)
+        before, after = (
+            sum(expected_noise(weight.T[None, :, :, None], found, each) for weight in weights)
+            for each in (np.ones(len(scales)), scales)
+        )
+        if after < before * (1.0 if place.factors else _LEAST_GAIN):
+            _scale(model.graph, place, scales, weights, folder)
+            changed += 1
+            multiplied += not place.factors
+    if changed:
+        extra = f", {multiplied} of them with a product of their own" if multiplied else ""
+        note(f"Channels of {changed} activations were smoothed into the layers behind them{extra}.")
+    return changed
+
+
+def _scale(
+    graph: ir.Graph, place: Smoothable, scales: Array, weights: list[Array], folder: Path
+) -> None:
+    for node, index in place.factors:
+        constant = node.inputs[index]
+        assert constant is not None
+        array = array_of(constant.const_value, folder).astype(np.float64)
+        replace_constant(graph, node, index, (array / scales).astype(np.float32))
+    if not place.factors:
+        _multiply(graph, place, 1 / scales)
+    for node, weight in zip(place.readers, weights, strict=True):
+        scaled = weight * scales[:, None]
+        if output_axis(node) == 0:
+            scaled = scaled.T
+        replace_constant(graph, node, 1, scaled.astype(np.float32))
+
+
+def _multiply(graph: ir.Graph, place: Smoothable, factors: Array) -> None:
+    """Gives the layers the value times a number for each channel."""
+    import onnx_ir as ir
+
+    name = f"{place.value.name}_smoothing"
+    tensor = ir.tensor(factors.astype(np.float32), name=name)
+    constant = ir.Value(
+        name=name,
+        shape=ir.Shape(factors.shape),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        const_value=tensor,
+    )
+    graph.register_initializer(constant)
+    product = ir.node("Mul", [place.value, constant], name=f"{name}_Mul")
+    out = product.outputs[0]
+    out.name, out.shape, out.type = (
+        f"{place.value.name}_smooth",
+        place.value.shape,
+        place.value.type,
+    )
+    maker = place.value.producer()
+    assert maker is not None
+    graph.insert_after(maker, product)
+    for node in place.readers:
+        node.replace_input_with(0, out)
 
 
 def smoothing_scales(absmax: Array, heard: Array, alpha: float) -> Array:
@@ -102,18 +164,21 @@ def smoothing_scales(absmax: Array, heard: Array, alpha: float) -> Array:
 
 
 def smoothable(graph: ir.Graph) -> list[Smoothable]:
-    """Normalized values that layers alone read, in the graph's order."""
+    """Values whose last axis layers alone multiply, in the graph's order."""
     found = []
     for node in graph:
-        factors = _factors(node)
-        if not factors:
-            continue
         value = node.outputs[0]
-        readers = tuple(dict.fromkeys(use.node for use in value.uses()))
-        if value.is_graph_output() or not readers or rank_of(value) is None:
+        if (rank_of(value) or 0) < 2 or not is_float32(value):
             continue
-        if all(_reads(reader, value) for reader in readers):
+        users = tuple(dict.fromkeys(use.node for use in value.uses()))
+        readers = tuple(user for user in users if _reads(user, value))
+        if not readers:
+            continue
+        factors = _factors(node)
+        if factors and users == readers and not value.is_graph_output():
             found.append(Smoothable(value, factors, readers))
+        elif rank_of(value) != 2 and node.op_type not in _IN_INT8:
+            found.append(Smoothable(value, (), readers))
     return found
 
 
