@@ -125,12 +125,14 @@ class Quantization:
         bits: of most weights.
         settings: `quantization_config` of the configuration.
         words: the same for a report.
+        scheme: as `--scheme` calls it, where there is such.
     """
 
     method: str
     bits: int
     settings: Mapping[str, Any]
     words: str
+    scheme: str = ""
 
     @property
     def precision(self) -> Precision:
@@ -229,10 +231,10 @@ def _method(settings: Mapping[str, Any]) -> str:
 
 def _bitsandbytes(settings: Mapping[str, Any]) -> Quantization:
     if settings.get("load_in_8bit") and not settings.get("load_in_4bit"):
-        return Quantization("bitsandbytes", 8, settings, "LLM.int8 by bitsandbytes")
+        return Quantization("bitsandbytes", 8, settings, "LLM.int8 by bitsandbytes", "llm_int8")
     kind = settings.get("bnb_4bit_quant_type", "fp4")
     twice = ", scales quantized too" if settings.get("bnb_4bit_use_double_quant") else ""
-    return Quantization("bitsandbytes", 4, settings, f"{kind} by bitsandbytes{twice}")
+    return Quantization("bitsandbytes", 4, settings, f"{kind} by bitsandbytes{twice}", kind)
 
 
 def _gptq(settings: Mapping[str, Any]) -> Quantization:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convkit.artifact import TensorSpec
-from convkit.checkpoint.folder_files import continues_texts
+from convkit.checkpoint.folder_files import continues_texts, read_config
+from convkit.checkpoint.quantization import quantization_of
+from convkit.errors import UnsupportedError
 from convkit.formats.folder_language import FolderLanguage, RecomputingSession, check_context
 from convkit.formats.torch_runner import Example, TorchRunner
 from convkit.step import Feeds, Session, Sizes
@@ -41,6 +43,9 @@ class TorchLanguageRunner(TorchRunner, FolderLanguage):
     ) -> None:
         TorchRunner.__init__(self, network, inputs, example)
         FolderLanguage.__init__(self, folder)
+        self.scheme = _scheme_of(folder)
+        if self.scheme:  # logits of quantized weights differ where predictions do not
+            self.distributions = frozenset(("logits",))
         self._takes_cache = "past_key_values" in parameters_of(network)
 
     def example(self, sizes: Sizes, seed: int) -> Feeds:
@@ -72,6 +77,15 @@ class TorchLanguageRunner(TorchRunner, FolderLanguage):
             result = self.network(input_ids=torch.tensor([list(tokens)]), **named)
         kept = result.past_key_values if self._takes_cache else None
         return result.logits[0].float().numpy(), kept
+
+
+def _scheme_of(folder: Path) -> str:
+    """How the weights are quantized, of the schemes there are limits for; else empty."""
+    try:
+        found = quantization_of(read_config(folder), folder)
+    except UnsupportedError:  # transformers reads it
+        return ""
+    return found.scheme if found else ""
 
 
 class _CachedSession(Session):

@@ -83,7 +83,8 @@ def quantized(model: FolderModel, settings: Settings) -> FolderModel:
     left_out = sorted({*layers.left_out, *settings.skip, *layers.strange, *kept})
     config["quantization_config"] = _quantization_config(settings, left_out)
     files = {**model.files, _CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
-    notes = (*model.notes, *_notes(settings, weights, kept))
+    split = [weights[n] for n, t in tensors.items() if isinstance(t, FourBits) and t.splits_blocks]
+    notes = (*model.notes, *_notes(settings, weights, kept, split))
     return replace(model, tensors=tensors, files=files, notes=notes)
 
 
@@ -146,10 +147,18 @@ def _quantization_config(settings: Settings, left_out: Sequence[str]) -> dict[st
     }
 
 
-def _notes(settings: Settings, weights: Mapping[str, str], kept: Sequence[str]) -> list[str]:
+def _notes(
+    settings: Settings, weights: Mapping[str, str], kept: Sequence[str], split: Sequence[str]
+) -> list[str]:
     way = "LLM.int8" if settings.scheme == "llm_int8" else settings.scheme.upper()
     count = len(weights)
     text = f"{count} linear layer{'s' if count > 1 else ''} quantized to {way}"
     if kept:
         text += f"; left as they are: {listed(list(kept), 4)}"
-    return [text]
+    if not split:
+        return [text]
+    return [
+        text,
+        f"rows that are no whole blocks of {settings.block_size} weights: {listed(split, 2)}; "
+        "bitsandbytes' kernels for CPUs fail on them, those for GPUs do not",
+    ]

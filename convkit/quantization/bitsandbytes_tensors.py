@@ -81,6 +81,11 @@ class FourBits:
     is_nested: bool = False
 
     @property
+    def splits_blocks(self) -> bool:
+        """Whether a block holds weights of several rows."""
+        return self.rows.row_length % self.block_size != 0
+
+    @property
     def _block_count(self) -> int:
         return -(-self.rows.element_count // self.block_size)
 
