@@ -14,33 +14,16 @@ from typing import Any
 from convkit.artifact import Artifact, Description, Opening, Precision
 from convkit.formats.onnx_folder import is_folder
 from convkit.formats.onnx_header import Header, is_onnx, read_header
-from convkit.formats.onnx_tensor import TensorHeader
+from convkit.formats.onnx_quantized import activations_of, unpacked_in, weights_of
 from convkit.formats.onnx_types import ANY_RANK
 from convkit.onnx_external import check_external
 from convkit.onnx_folder import graph_file, text_folder
+from convkit.quantization.recognition import recognised_in
 from convkit.step import Format, Package, Runner
 
 _OWN_METADATA = "convkit."
 """What convkit keeps for its own steps: which weight is which, whole configurations."""
 _KNOWN_DOMAINS = ("", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
-
-_QUANTIZATION: Mapping[str, str] = {
-    "QuantizeLinear": "qdq", "DequantizeLinear": "qdq",
-    "DynamicQuantizeLinear": "dynamic", "DynamicQuantizeMatMul": "dynamic",
-    "DynamicQuantizeLSTM": "dynamic",
-    "QLinearConv": "qoperator", "QLinearMatMul": "qoperator", "QLinearAdd": "qoperator",
-    "QLinearMul": "qoperator", "QLinearSigmoid": "qoperator", "QLinearSoftmax": "qoperator",
-    "QLinearConcat": "qoperator", "QLinearAveragePool": "qoperator", "QGemm": "qoperator",
-    "QLinearGlobalAveragePool": "qoperator", "QLinearLeakyRelu": "qoperator",
-    "QAttention": "qoperator", "QEmbedLayerNormalization": "qoperator",
-    "ConvInteger": "dynamic", "MatMulInteger": "dynamic", "MatMulIntegerToFloat": "dynamic",
-    "MatMulNBits": "block", "MatMulBnb4": "block", "MatMulFpQ4": "block", "QMoE": "block",
-    "GatherBlockQuantized": "block",
-}  # fmt: skip
-"""Operator -> the scheme it is a sign of.
-
-Source: onnxruntime, docs/ContribOperators.md, and the quantization page of its documentation.
-"""
 
 _SCHEMES = {
     "static": Precision.INT8, "dynamic": Precision.INT8,
@@ -95,27 +78,14 @@ def _describe(path: Path, opening: Opening) -> Description:
 def weight_elements(header: Header) -> Counter[str]:
     """Number of weight elements per dtype; packed weights are counted as what they hold.
 
-    Scales, zero points, indices and shapes are no weights.
+    Scales, zero points, indices and shapes are no weights. Float weights that are rounded when the
+    model is opened, as TensorRT has them, count as what they are rounded to.
     """
     counts: Counter[str] = Counter()
-    for tensor in header.initializers:
-        if tensor.name in header.scales:
-            continue
-        bits = header.packed.get(tensor.name)
-        if bits:
-            counts[_packed_dtype(bits)] += _packed_count(tensor, bits)
-        elif tensor.dtype.startswith(_WEIGHTS):
-            counts[tensor.dtype] += tensor.element_count
+    for weight in weights_of(header.initializers, header.reads):
+        if weight.dtype.startswith(_WEIGHTS):
+            counts[weight.dtype] += weight.element_count
     return counts
-
-
-def _packed_dtype(bits: int) -> str:
-    """2-bit weights count as 4-bit ones: `q4` is the lowest precision there is a name for."""
-    return "uint8" if bits > 4 else "uint4"
-
-
-def _packed_count(tensor: TensorHeader, bits: int) -> int:
-    return tensor.dense_bytes * 8 // bits if tensor.dtype.endswith("int8") else tensor.element_count
 
 
 def _details(
@@ -141,13 +111,27 @@ def _details(
 
 
 def _quantization(header: Header) -> dict[str, Any]:
-    """The schemes found and the operators that show them."""
-    found = {
-        name: count for (_, name), count in header.operators.most_common() if name in _QUANTIZATION
-    }
-    if not found:
+    """The schemes found, the operators that show them, and what is quantized how."""
+    tensors, reads = header.initializers, header.reads
+    operators: Counter[str] = Counter()
+    for (_, name), count in header.operators.items():
+        operators[name] += count
+    found = recognised_in(operators, unpacked_in(tensors, reads))
+    if found is None:
         return {}
-    return {"schemes": sorted({_QUANTIZATION[name] for name in found}), "operators": found}
+    weights: Counter[str] = Counter()
+    for each in weights_of(tensors, reads):
+        if each.dtype.startswith(_WEIGHTS):
+            weights[f"{each.dtype} {each.sharing}".rstrip()] += each.element_count
+    floats = sum(count for kind, count in weights.items() if "float" in kind)
+    described = {
+        "schemes": list(found.kinds),
+        "operators": dict(found.operators),
+        "weights": dict(weights.most_common()),
+        "quantized_share": round(1 - floats / max(1, weights.total()), 3),
+        "activations": activations_of(tensors, reads),
+    }
+    return {name: value for name, value in described.items() if value not in ([], {})}
 
 
 def _custom_domains(header: Header) -> list[str]:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from convkit.artifact import TensorSpec
 from convkit.errors import ModelError
+from convkit.formats.onnx_quantized import READERS, Reads
 from convkit.formats.onnx_tensor import TensorHeader, read_entry, read_tensor
 from convkit.formats.onnx_types import read_value, text
 from convkit.protobuf import BYTES, VARINT, Buffer, WireError, fields, mapped, signed, spans, varint
@@ -28,15 +29,6 @@ _MAX_DEPTH = 32
 _MODEL_WIRE = {1: VARINT, 5: VARINT, **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)}
 _GRAPH_KEY = bytes((7 << 3 | BYTES,))
 _NEWEST_IR = 99
-
-_PACKED: Mapping[str, int] = {
-    "MatMulNBits": 1, "MatMulBnb4": 1, "MatMulFpQ4": 1, "GatherBlockQuantized": 0,
-}  # fmt: skip
-"""Operators whose weight, the input of that index, holds several values a byte.
-
-Source: onnxruntime, docs/ContribOperators.md.
-"""
-_SCALED = ("DequantizeLinear", "QuantizeLinear", *_PACKED)
 
 
 @dataclass(frozen=True)
@@ -76,8 +68,7 @@ class Header:
         initializers: of the main graph and all subgraphs, values of Constant nodes included.
         operators: (domain, op_type) -> count, subgraphs and functions included.
         functions: (domain, name) of the model's own functions.
-        packed: name of a weight that holds several values a byte -> bits a value.
-        scales: names of scales and zero points, which are no weights.
+        reads: how nodes read what may be quantized weights.
         nodes: nodes of the main graph, in order; empty unless asked for.
         values: specs of intermediate values, as far as the file has them; empty unless asked for.
     """
@@ -97,8 +88,7 @@ class Header:
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)
     functions: list[tuple[str, str]] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
-    packed: dict[str, int] = field(default_factory=dict)
-    scales: set[str] = field(default_factory=set)
+    reads: Reads = field(default_factory=Reads)
     nodes: list[NodeHeader] = field(default_factory=list)
     values: dict[str, TensorSpec] = field(default_factory=dict)
 
@@ -294,8 +284,9 @@ class _Reader:
         is_constant = op_type == "Constant" and 2 in parts
         constant = text(data, *parts[2][0]) if is_constant else ""
         ints = self._read_attributes(parts.get(5, ()), constant, depth, reads)
-        if op_type in _SCALED:
-            self._note_packing(op_type, [text(data, *span) for span in parts.get(1, ())], ints)
+        if op_type in READERS and 1 in parts:
+            taken, given = ([text(data, *s) for s in parts.get(which, ())] for which in (1, 2))
+            self._header.reads.note(op_type, taken, given, ints)
         if not self._with_nodes:
             return
         inputs = tuple(text(data, *span) for span in parts.get(1, ()))
@@ -329,18 +320,6 @@ class _Reader:
                 elif wire == BYTES and number == 5 and constant:
                     self._read_initializer(at, value, constant)
         return ints
-
-    def _note_packing(self, op_type: str, inputs: list[str], ints: Mapping[str, int]) -> None:
-        weight = _PACKED.get(op_type)
-        if weight is None:
-            self._header.scales.update(inputs[1:])
-            return
-        indices = {1} if op_type == "GatherBlockQuantized" else {0}
-        for index, name in enumerate(inputs):
-            if index == weight:
-                self._header.packed[name] = ints.get("bits", 4)
-            elif index not in indices:
-                self._header.scales.add(name)
 
     def _read_sparse(self, begin: int, end: int) -> None:
         """SparseTensorProto: values 1, a TensorProto of the non-zero elements."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,16 +20,11 @@ SIGNS: Mapping[str, str] = {
     "DynamicQuantizeLinear": "dynamic", "DynamicQuantizeMatMul": "dynamic",
     "DynamicQuantizeLSTM": "dynamic", "ConvInteger": "dynamic", "MatMulInteger": "dynamic",
     "MatMulIntegerToFloat": "dynamic",
-    "QLinearConv": "qoperator", "QLinearMatMul": "qoperator", "QLinearAdd": "qoperator",
-    "QLinearMul": "qoperator", "QLinearSigmoid": "qoperator", "QLinearSoftmax": "qoperator",
-    "QLinearConcat": "qoperator", "QLinearAveragePool": "qoperator", "QGemm": "qoperator",
-    "QLinearGlobalAveragePool": "qoperator", "QLinearLeakyRelu": "qoperator",
-    "QLinearReduceMean": "qoperator", "QLinearWhere": "qoperator",
-    "QAttention": "qoperator", "QEmbedLayerNormalization": "qoperator",
+    "QGemm": "qoperator", "QAttention": "qoperator", "QEmbedLayerNormalization": "qoperator",
     "MatMulNBits": "block", "MatMulBnb4": "block", "MatMulFpQ4": "block", "QMoE": "block",
     "GatherBlockQuantized": "block",
 }  # fmt: skip
-"""Operator -> the kind of quantization it is a sign of.
+"""Operator -> the kind of quantization it is a sign of; all that begin with QLinear are too.
 
 Source: onnxruntime, docs/ContribOperators.md, and the quantization page of its documentation.
 """
@@ -38,7 +34,19 @@ _IN_WORDS = {
     "dynamic": "products quantized as they run (dynamic)",
     "qoperator": "operators on integers (QOperator)",
     "block": "weights in blocks",
+    "packed": "weights kept in integers that become float (packed)",
 }
+
+_UNPACKING = ("Cast", "Gather")
+_LEAST_UNPACKED = 1024
+"""Elements from which on an integer constant that is cast is taken for a weight."""
+
+
+def _kind_of(operator: str) -> str | None:
+    """The kind of quantization that an operator is a sign of."""
+    if operator.startswith("QLinear"):
+        return "qoperator"
+    return "packed" if operator in _UNPACKING else SIGNS.get(operator)
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,16 @@ class Recognised:
     """Signs of quantization in a graph.
 
     Attributes:
-        operators: operator -> count, of those that are a sign.
+        operators: operator -> count, of those that are a sign; Cast and Gather are those of
+            integer weights.
     """
 
     operators: Mapping[str, int]
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """`qdq`, `dynamic`, `qoperator` or `block`, sorted."""
-        return tuple(sorted({SIGNS[name] for name in self.operators}))
+        """`qdq`, `dynamic`, `qoperator`, `block` or `packed`, sorted."""
+        return tuple(sorted({kind for name in self.operators if (kind := _kind_of(name))}))
 
     def __str__(self) -> str:
         kinds = ", ".join(_IN_WORDS[kind] for kind in self.kinds)
@@ -62,20 +71,45 @@ class Recognised:
         return f"It has {kinds}: {counts}"
 
 
-def recognised_in(operators: Mapping[str, int]) -> Recognised | None:
-    """Signs among operators, domain left out, with their counts; None where there are none."""
-    found = {name: count for name, count in operators.items() if name in SIGNS}
-    return Recognised(dict(sorted(found.items(), key=lambda item: -item[1]))) if found else None
+def recognised_in(
+    operators: Mapping[str, int], unpacked: Mapping[str, int] | None = None
+) -> Recognised | None:
+    """Signs among operators; None where there are none.
+
+    Args:
+        operators: with their counts, domains left out.
+        unpacked: Cast and Gather that integer weights go through, with their counts.
+    """
+    found = {
+        name: count
+        for name, count in operators.items()
+        if name not in _UNPACKING and _kind_of(name) is not None
+    }
+    found.update(unpacked or {})
+    ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return Recognised(dict(ranked)) if found else None
 
 
 def recognised(model: ir.Model) -> Recognised | None:
     """Signs in a graph and the bodies inside it; None where there are none."""
     from convkit.onnx_typing import nodes_of
 
-    counts: dict[str, int] = {}
+    operators, unpacked = Counter[str](), Counter[str]()
     for node in nodes_of(model.graph):
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return recognised_in(counts)
+        operators[node.op_type] += 1
+        if node.op_type in _UNPACKING and _reads_integer_weight(node):
+            unpacked[node.op_type] += 1
+    return recognised_in(operators, unpacked)
+
+
+def _reads_integer_weight(node: ir.Node) -> bool:
+    from convkit.quantization.layers import element_count
+
+    value = node.inputs[0]
+    if value is None or value.const_value is None:
+        return False
+    dtype = value.const_value.dtype.name
+    return dtype.endswith(("INT8", "INT4")) and element_count(value) >= _LEAST_UNPACKED
 
 
 def refuse_quantized(model: ir.Model, source: Artifact, work: Work) -> None:
