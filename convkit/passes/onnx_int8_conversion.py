@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,8 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
     )
     keep = _named(model, choices.keep)
     control = _controlled(make, keep, source, data, choices, work)
+    if control is not None and not control.passed and scheme == "static" and choices.equalizes:
+        make, control = _unequalized(make, control, keep, source, data, work)
     made = make.model(keep if control is None else keep | control.keep, work.note)
     work.progress("writing", 3, 4)
     file = result_file(source.path, out)
@@ -243,6 +245,31 @@ class _Static(_Making):
         return made
 
 
+def _unequalized(
+    make: _Making,
+    control: Control,
+    keep: frozenset[str],
+    source: Artifact,
+    data: CalibrationData | None,
+    work: Work,
+) -> tuple[_Making, Control]:
+    """The better of what was found and of what is found where channels stay as they are.
+
+    Channels that were scaled up to the end of a Clip are cut there a little earlier, in fp32 too:
+    what that loses no layer can give back.
+    """
+    silent = replace(work, note=lambda _: None)
+    choices = replace(make.choices, equalizes=False)
+    path = graph_file(source.path)
+    model = _loaded(path, "static", make.target, choices, silent)
+    other = _Static(model, path.parent, make.target, choices, data, silent)
+    again = _controlled(other, keep, source, data, choices, work)
+    if again is None or (not again.passed and again.drop >= control.drop):
+        return make, control
+    work.note("Channels stay as they are after all: equalized, more was lost than may be.")
+    return other, again
+
+
 def _controlled(
     make: _Making,
     keep: frozenset[str],
@@ -271,6 +298,10 @@ def _controlled(
             write_model(made, path, make.folder, f"{path.name}.data")
             return path
 
+        base = None
+        if isinstance(make, _Static):  # its layers may hold other weights than the source's
+            base = Path(folder) / "base.onnx"
+            write_model(make.float_model.clone(), base, make.folder, f"{base.name}.data")
         return controlled(
             candidate,
             layers,
@@ -280,4 +311,5 @@ def _controlled(
             metric=choices.metric,
             work=work,
             is_calibrated=isinstance(make, _Static),
+            base=base,
         )

@@ -15,7 +15,7 @@ from convkit import samples
 from convkit.artifact import Artifact
 from convkit.errors import GateError, SamplesError, StepError, UsageError
 from convkit.onnx_folder import graph_file
-from convkit.quantization.accuracy import Score, points
+from convkit.quantization.accuracy import Metric, Score, points, sqnr_db
 from convkit.quantization.giving_back import chosen
 from convkit.quantization.layer_times import latencies_ms, time_shares
 from convkit.quantization.reference import Reference, Trial
@@ -45,21 +45,33 @@ class Control:
         passed: whether no more is lost than may be.
         facts: all of it as JSON values, for the report.
         ranking: layers, most worth giving back first; empty where nothing had to be given back.
-        work: hears what goes into the report.
+        notes: what the report says of it.
+        work: hears them.
     """
 
     keep: frozenset[str]
     passed: bool
     facts: Mapping[str, Any]
     ranking: Sequence[Sensitivity]
+    notes: Sequence[str]
     work: Work = field(repr=False)
 
+    @property
+    def drop(self) -> float:
+        """What is lost, in points; infinite where the result gives no numbers."""
+        drop = self.facts["drop"]
+        return math.inf if drop is None else float(drop)
+
     def conclude(self, out: Path) -> None:
-        """Saves the ranking beside the result `out`, which was written with `keep` in float.
+        """Tells what was found, and saves the ranking beside the result `out`.
+
+        The result was written with `keep` in float.
 
         Raises:
             GateError: more is lost than may be; the result may be looked at.
         """
+        for line in self.notes:
+            self.work.note(line)
         facts = dict(self.facts)
         if self.ranking:
             file = beside(out, ".sensitivity.json")
@@ -74,8 +86,8 @@ class Control:
             raise self._failure(out, facts)
 
     def _failure(self, out: Path, facts: Mapping[str, Any]) -> GateError:
-        limit, drop = facts["max_drop"], facts["drop"]
-        is_lost = drop is None
+        limit, drop = facts["max_drop"], self.drop
+        is_lost = math.isinf(drop)
         return GateError(
             f"No choice of layers keeps within a drop of {points(limit)}: the best loses "
             f"{'everything' if is_lost else points(drop)}.",
@@ -108,6 +120,7 @@ def controlled(
     metric: str | None,
     work: Work,
     is_calibrated: bool = True,
+    base: Path | None = None,
 ) -> Control:
     """Finds the cheapest layers that must stay in float for the metric to keep within `max_drop`.
 
@@ -126,6 +139,8 @@ def controlled(
         work: takes notes; its `examples` are used where they have labels.
         is_calibrated: whether what is made was calibrated on `data.shares()[0]`, so that only the
             other share may judge it; if not, all of the data do.
+        base: the model in float as it is before layers are quantized, where it differs from the
+            source (channels scaled); the noise of layers counts from there.
 
     Raises:
         UsageError: there are neither data nor samples, or the metric cannot be meant.
@@ -137,14 +152,12 @@ def controlled(
     with tempfile.TemporaryDirectory() as folder:
         path = graph_file(source.path)
         reference = Reference(path, judging, metric, Path(folder), work.progress)
-        search = _Search(make, layers, reference, max_drop, work, path)
+        search = _Search(make, layers, reference, max_drop, work, path, base)
         found = search.run()
     seconds = time.perf_counter() - started
     facts = {**search.facts(), "seconds": round(seconds, 1)}
-    control = Control(search.keep, found, facts, search.ranking, work)
-    for line in _told(control, judging, reference, search):
-        work.note(line)
-    return control
+    notes = _told(facts, judging, reference.metric, search.before, search.after)
+    return Control(search.keep, found, facts, search.ranking, notes, work)
 
 
 def _judging_data(
@@ -186,6 +199,7 @@ class _Search:
         max_drop: float,
         work: Work,
         source: Path,
+        base: Path | None,
     ) -> None:
         self.keep: frozenset[str] = frozenset()
         self.ranking: list[Sensitivity] = []
@@ -195,6 +209,7 @@ class _Search:
         self._limit = max_drop
         self._work = work
         self._source = source
+        self._base = base
         self._trials: dict[frozenset[str], Trial] = {}
         self._sizes: dict[frozenset[str], int] = {}
         self._latencies: dict[frozenset[str], float] = {}
@@ -208,6 +223,7 @@ class _Search:
             self._layers,
             self._reference,
             self._times(),
+            base=self._base,
             progress=self._work.progress,
         )
         choice = chosen(self.ranking, self._drop, self._limit)
@@ -332,24 +348,24 @@ def _copied(path: Path, folder: Path) -> Path:
 
 
 def _told(
-    control: Control, data: CalibrationData, reference: Reference, search: _Search
+    facts: Mapping[str, Any], data: CalibrationData, metric: Metric, before: Score, after: Score
 ) -> list[str]:
     """What the report says of it."""
-    facts, metric = control.facts, reference.metric
     origin = "" if metric.has_labels else ", measured against the source, as there are no labels"
-    score = search.after
+    values = f"{after.reference:.5g} in fp32, {_number(facts['value'])} now"
+    if metric.name == "noise":
+        values = f"{_number(facts['value'])} of the signal, SQNR {sqnr_db(after.value):.1f} dB"
     lines = [
-        f"{metric.words}{origin}: {score.reference:.5g} in fp32, {_number(facts['value'])} now, on "
-        f"{reference.count} samples of {data.path}; that is a drop of {points(score.drop)}, "
-        f"{points(facts['max_drop'])} are allowed."
+        f"{metric.words}{origin}: {values}, on {facts['samples']} samples of {data.path}. That is "
+        f"a drop of {points(after.drop)}; {points(facts['max_drop'])} are allowed."
     ]
-    if control.keep:
+    if facts["layers"]:
         lines.append(
-            f"{len(control.keep)} of {facts['layer_count']} layers stay in fp32; with all "
-            f"quantized the drop is {points(search.before.drop)}."
+            f"{len(facts['layers'])} of {facts['layer_count']} layers stay in fp32; with all of "
+            f"them quantized the drop is {points(before.drop)}."
         )
     if metric.counts_rows:
-        lines += _precision(score, reference.count, facts["max_drop"])
+        lines += _precision(after, facts["samples"], facts["max_drop"])
     if data.is_random:
         lines.append("The samples are random: the drop on real ones may be any other.")
     return lines

@@ -12,7 +12,7 @@ import numpy as np
 
 from convkit.artifact import TensorSpec
 from convkit.errors import SamplesError, StepError
-from convkit.quantization.accuracy import Metric, NoiseTally, Score, joined, metric_of
+from convkit.quantization.accuracy import Batch, Metric, NoiseTally, Score, joined, metric_of
 from convkit.quantization.calibration_fit import batch_axes
 from convkit.step import Feeds, Progress
 
@@ -123,16 +123,36 @@ class Reference:
             begin += rows
         return Trial(tally.score(), noise.share)
 
-    def noise_share(self, path: Path, most: int) -> float:
+    def outputs_of(self, path: Path | None, most: int) -> Sequence[Batch]:
+        """What the model at `path` gives on about `most` of the samples; None: this model.
+
+        Raises:
+            StepError: it does not run on them.
+        """
+        if path is None:
+            return self._kept[:: self._step(most)]
+        return [outputs for _, outputs in self._compared(path, most)]
+
+    def noise_share(self, path: Path, most: int, beside: Sequence[Batch]) -> float:
         """Noise in the outputs of the model at `path`, on about `most` of the samples.
+
+        Args:
+            path: of the model.
+            most: samples, as for `outputs_of`.
+            beside: what `outputs_of` gave for the model that is right.
 
         Raises:
             StepError: it does not run on them.
         """
         noise = NoiseTally()
-        for kept, outputs in self._compared(path, most):
-            noise.add(kept, outputs)
+        compared = self._compared(path, most)
+        for expected, (_, outputs) in zip(beside, compared, strict=True):
+            noise.add(expected, outputs)
         return noise.share
+
+    def _step(self, most: int) -> int:
+        """Each how many batches one is taken: of files that are sorted, all over."""
+        return max(1, -(-self.count // max(1, most)))
 
     def first(self) -> Feeds:
         """One sample."""
@@ -140,7 +160,7 @@ class Reference:
 
     def _compared(self, path: Path, most: int) -> Iterator[tuple[dict[str, Array], Any]]:
         session = opened(path)
-        step = max(1, -(-self.count // max(1, most)))  # of files that are sorted, all over
+        step = self._step(most)
         for index, (feeds, rows) in enumerate(self._batches()):
             if index % step == 0:
                 yield self._kept[index], self._outputs(session, feeds, rows)

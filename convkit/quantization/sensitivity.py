@@ -91,6 +91,7 @@ def swept(
     reference: Reference,
     times: Mapping[str, float],
     *,
+    base: Path | None = None,
     progress: Progress,
     most_samples: int = SWEEP_SAMPLES,
     limit_s: float = _SWEEP_S,
@@ -102,6 +103,8 @@ def swept(
         layers: those that can be quantized, in the graph's order.
         reference: the model in float.
         times: share of the run time of layers, by name.
+        base: the model in float as it is before layers are quantized, where that is not the
+            reference itself; noise counts from there.
         progress: hears how far it is, and how long it will take.
         most_samples: that it runs on.
         limit_s: what it may take; neighbours are joined until it does.
@@ -111,13 +114,18 @@ def swept(
     """
     everything = frozenset(layer.name for layer in layers)
     total = sum(layer.parameter_count for layer in layers) or 1
+    right = reference.outputs_of(base, most_samples)
     found: list[Sensitivity] = []
     begin = done = 0
     size, started = 1, time.perf_counter()
     while begin < len(layers):
         group = layers[begin : begin + size]
         names = tuple(layer.name for layer in group)
-        noise = _noise(make, everything - set(names), reference, most_samples)
+        try:
+            model = make(everything - set(names))
+            noise = reference.noise_share(model, most_samples, right)
+        except UnsupportedError:
+            noise = 0.0  # alone it is not quantized at all
         found.append(
             Sensitivity(
                 names,
@@ -136,15 +144,3 @@ def swept(
         rest_s = each_s * -(-(len(layers) - begin) // size)
         progress(f"layer by layer, {rest_s:.0f} s left", begin, len(layers))
     return sorted(found, key=lambda each: -each.worth)
-
-
-def _noise(
-    make: Callable[[frozenset[str]], Path],
-    keep: frozenset[str],
-    reference: Reference,
-    most_samples: int,
-) -> float:
-    try:
-        return reference.noise_share(make(keep), most_samples)
-    except UnsupportedError:
-        return 0.0  # alone it is not quantized at all
