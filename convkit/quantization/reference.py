@@ -35,6 +35,11 @@ _PASSING = ("Identity", "Cast", "Squeeze", "Reshape", "Flatten", "Add", "Div", "
 
 _SCORE_RANKS = (2, 3)
 
+_ROWS = 8
+_BATCH_BYTES = 64 << 20
+_MOST_KEPT_BYTES = 2 << 30
+"""Of outputs, that are kept on disk."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -78,9 +83,6 @@ class Reference:
         folder: Path,
         progress: Progress,
     ) -> None:
-        self._data = data
-        self._labels = data.labels
-        self.count = data.count
         session = opened(path)
         specs = [
             TensorSpec(each.name, each.type, tuple(each.shape)) for each in session.get_outputs()
@@ -93,6 +95,9 @@ class Reference:
         axes = batch_axes(data.inputs).axes
         self._counted = {name: axis for name, axis in axes.items() if axis is not None}
         self._row_axes = _row_axes(data.inputs, axes, specs)
+        self._data, self._rows = self._fitting(session, data)
+        self._labels = self._data.labels
+        self.count = self._data.count
         self._kept: list[dict[str, Array]] = []
         for feeds, rows in self._batches():
             progress("what the model in fp32 gives", sum(map(_rows, self._kept)), self.count)
@@ -168,10 +173,23 @@ class Reference:
     def _batches(self) -> Iterator[tuple[Feeds, int]]:
         """Inputs, and how many of their rows are samples: the last ones may fill up."""
         left = self.count
-        for feeds in self._data.batches():
+        for feeds in self._data.batches(self._rows):
             rows = min(self._rows_of(feeds), left)
             left -= rows
             yield feeds, rows
+
+    def _fitting(self, session: Any, data: CalibrationData) -> tuple[CalibrationData, int]:
+        """As many samples as there is room for, and rows of a batch of them.
+
+        Logits of a language model take 100 MB a sample.
+        """
+        feeds = next(iter(data.head(1).batches(1)))
+        rows = self._rows_of(feeds)
+        outputs = self._outputs(session, feeds, rows)
+        each = max(1, sum(array.nbytes for array in outputs.values()) // rows)
+        most = max(1, _MOST_KEPT_BYTES // each)
+        fitting = data if data.count <= most else data.head(most)
+        return fitting, max(1, min(_ROWS, _BATCH_BYTES // each))
 
     def _rows_of(self, feeds: Feeds) -> int:
         sizes = (feeds[name].shape[axis] for name, axis in self._counted.items() if name in feeds)
