@@ -173,7 +173,8 @@ def explanation_tables(explanation: Explanation) -> Iterator[Any]:
 def _findings(explanation: Explanation, name: str) -> Table:
     total = explanation.total_ms
     table = Table(
-        "why", _right("ms"), _right("share"), _right("would save"), "what to do",
+        Column("why", overflow="fold"), _right("ms"), _right("share"), _right("would save"),
+        Column("what to do", overflow="fold"),
         title=f"{name}: why it is not faster",
     )  # fmt: skip
     for finding in explanation.findings:

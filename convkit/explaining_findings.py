@@ -86,6 +86,8 @@ def _conversions(profile: Profile, claimed: set[str]) -> Iterator[Finding]:
             if reason is not None:
                 groups[_sorted_out(*reason)].append(node)
     for (kind, cause), nodes in groups.items():
+        if kind == "padding":
+            nodes += [node for node in profile.nodes if _is_between(node, nodes, profile)]
         what, remedy = _CONVERSION_WORDS[kind]
         yield finding_of(
             profile,
@@ -114,6 +116,10 @@ _CONVERSION_WORDS = {
         "Q and DQ turn one 8-bit type or scale into another",
         "quantize all activations to one type, uint8 on x86, and shared values with one scale",
     ),
+    "padding": (
+        "Q, DQ and the {cause} between them stand before convolutions",
+        "fold {cause} into the convolution behind it before quantizing: Conv pads by itself",
+    ),
     "activation": (
         "Q and DQ stand before and behind {cause}",
         "quantize the result of {cause} only, with its lowest value as zero point: it falls away",
@@ -139,11 +145,21 @@ def _reason(node: Node, profile: Profile) -> tuple[str, str] | None:
     return None if giver is None else ("island", giver.op_type)
 
 
+def _is_between(node: Node, conversions: Sequence[Node], profile: Profile) -> bool:
+    """Whether a Pad stands between some of these conversions; it falls away with them."""
+    giver = profile.producer(node.inputs[0]) if node.inputs else None
+    return node.op_type == "Pad" and (
+        giver in conversions or any(one in conversions for one in profile.consumers(node))
+    )
+
+
 def _sorted_out(kind: str, cause: str) -> tuple[str, str]:
     """The same with what the operator tells beyond it."""
     if cause in CONVERSIONS:
         return "types", ""
-    return ("activation" if kind == "island" and cause in ABSORBED else kind), cause
+    if kind == "island" and (cause == "Pad" or cause in ABSORBED):
+        return ("padding" if cause == "Pad" else "activation"), cause
+    return kind, cause
 
 
 def _giver(quantize: Node, profile: Profile) -> Node | None:

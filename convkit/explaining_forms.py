@@ -81,22 +81,25 @@ class Layers:
 
     def _lacking(self, nodes: Sequence[Node]) -> list[str]:
         """What of float layers has no Q and DQ; the runtime fuses only what has them on all."""
-        lacking = set()
+        lacking: set[str] = set()
+        after: set[str] = set()
         for node in nodes:
             consumers = self._profile.consumers(node)
             if not self._is_dequantized(node.inputs[0]):
                 lacking.add("their inputs")
             if not self._is_dequantized(weight_name(node)):
                 lacking.add("their weights")
-            if any(one.op_type != QUANTIZE for one in consumers):
-                after = {one.op_type for one in consumers} - {QUANTIZE}
-                lacking.add(f"their results, before {', '.join(sorted(after))}")
+            after |= {one.op_type for one in consumers} - {QUANTIZE}
+        if after:
+            lacking.add(f"their results, before {', '.join(sorted(after))}")
         return sorted(lacking)
 
     def _remedy(self, nodes: Sequence[Node]) -> str:
+        if not self._is_static:
+            return "quantize them too; convolutions want static quantization, with calibration data"
         lacking = self._lacking(nodes)
         if lacking:
-            return f"put Q and DQ on {' and on '.join(lacking)}"
+            return f"put Q and DQ on {', on '.join(lacking)}"
         types = [self._types_around(node) for node in nodes]
         mixed = [f"{took} in, {gave} out" for took, gave in dict.fromkeys(types) if took != gave]
         if mixed:

@@ -161,3 +161,26 @@ def convolutions(path: Path, batch: int | str = "batch") -> Path:
         helper.make_node("GlobalAveragePool", ["d"], ["y"], name="pool"),
     ]
     return save(path, nodes, weights, [batch, 3, 32, 32])
+
+
+def padded_convolution(path: Path) -> Path:
+    """A quantized convolution whose padding is an operator of its own."""
+    constants = {
+        **SCALES,
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "w": _GENERATOR.integers(-127, 127, (16, 16, 3, 3)).astype(np.int8),
+        "ws": np.float32(0.001),
+        "wz": np.int8(0),
+    }
+    first, value = pair("x", "in")
+    nodes = [*first, helper.make_node("Pad", [value, "pads"], ["p"], name="pad")]
+    between, value = pair("p", "padded")
+    behind, result = pair("c", "out")
+    nodes += [
+        *between,
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], name="weights"),
+        helper.make_node("Conv", [value, "wd"], ["c"], name="conv"),
+        *behind,
+        helper.make_node("Identity", [result], ["y"], name="end"),
+    ]
+    return save(path, nodes, constants, ["n", 16, 64, 64])

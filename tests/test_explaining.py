@@ -59,6 +59,14 @@ def test_types_that_no_kernel_mixes_are_named(tmp_path: Path) -> None:
     assert first.remedy.startswith("no kernel mixes uint8 in, int8 out")
 
 
+def test_padding_between_q_and_dq_is_told_with_the_pad_itself(tmp_path: Path) -> None:
+    model = bench_models.padded_convolution(tmp_path / "m.onnx")
+    found = findings(profiled(model, 1, 16, 64, 64))
+    [padding] = [one for one in found if "Pad" in one.remedy]
+    assert {"pad", "padded_Q"} <= set(padding.nodes)
+    assert padding.remedy.startswith("fold Pad into the convolution")
+
+
 def test_a_chain_that_fused_whole_has_no_layers_in_float(tmp_path: Path) -> None:
     model = bench_models.matrix_chain(tmp_path / "m.onnx", rounds_products=True)
     found = profiled(model, 1, 1024)
