@@ -36,7 +36,7 @@ def onnx_int8(
     per_channel: bool | None = None,
     keep_fp32: str = "",
     equalize: bool = True,
-    smooth: float = 0.5,
+    smooth: float | None = None,
     bias_correction: bool = True,
     compensate_rounding: bool = True,
     cache: str = "",
@@ -59,8 +59,8 @@ def onnx_int8(
         per_channel: a scale for each output of a weight; None: as the target has it.
         keep_fp32: names of nodes or operators that stay in fp32, separated by commas.
         equalize: scale channels between layers so that they use their common range alike.
-        smooth: how much of the range of activations behind a normalization goes into the weights
-            that read them, 0 (none) to 1 (all).
+        smooth: how much of the range of activations goes into the weights that read them, 0 (none)
+            to 1 (all); None: for each what makes the least noise.
         bias_correction: take the mean error of each layer back in its bias.
         compensate_rounding: round weights so that their errors make up for each other on the data.
         cache: a file that keeps what was seen of activations for the next time.

@@ -44,7 +44,7 @@ class Choices:
     is_per_channel: bool | None = None
     keep: tuple[str, ...] = ()
     equalizes: bool = True
-    smoothing: float = 0.5
+    smoothing: float | None = None
     corrects_biases: bool = True
     compensates: bool = True
     cache: Path | None = None
@@ -64,9 +64,9 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
     from convkit.quantization.calibration_data import calibration_of
     from convkit.quantization.recognition import refuse_quantized
 
-    if not 0 <= choices.smoothing < 1:
+    if choices.smoothing is not None and not 0 <= choices.smoothing <= 1:
         raise UsageError(
-            f"smooth is {choices.smoothing}; it is a share from 0 to below 1.",
+            f"smooth is {choices.smoothing}; it is a share, from 0 to 1.",
             hint="--set onnx-int8.smooth=0.5",
         )
     path = graph_file(source.path)

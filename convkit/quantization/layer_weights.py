@@ -31,6 +31,7 @@ def layer_weight(
     input_scale: float,
     moments: Moments | None = None,
     compensates: bool = True,
+    corrects_bias: bool = True,
 ) -> QuantizedWeight:
     """A layer's weight in int8, as it lies.
 
@@ -44,6 +45,7 @@ def layer_weight(
         input_scale: of what it reads.
         moments: of what it reads, where data were seen.
         compensates: round so that errors make up for each other on these data.
+        corrects_bias: a bias will take their mean error back, so that it does not count here.
     """
     rows = _outputs_first(node, weight)
     axis = 0 if is_per_channel else None
@@ -55,7 +57,9 @@ def layer_weight(
         if np.any(made.scales < least):
             scales = np.maximum(made.scales, least).astype(np.float32)
             made = rounded_weight(rows, scales, axis, limit)
-    covariance = None if moments is None or not compensates else moments.covariance()
+    covariance = None
+    if moments is not None and compensates:
+        covariance = moments.covariance(is_centred=corrects_bias)
     if covariance is not None:
         made = compensated_weight(rows, made, covariance, limit=limit)
     values = _outputs_first(node, made.values)

@@ -67,12 +67,14 @@ class Moments:
             diagonal = np.diagonal(diagonal, axis1=1, axis2=2)
         return np.asarray(diagonal / max(self.count, 1))
 
-    def covariance(self) -> Array | None:
-        """(groups, elements, elements); None for wide layers."""
+    def covariance(self, *, is_centred: bool = True) -> Array | None:
+        """(groups, elements, elements), around the mean or around 0; None for wide layers."""
         if self.products.ndim != 3:
             return None
-        mean = self.mean
         second: Array = self.products / max(self.count, 1)
+        if not is_centred:
+            return second
+        mean = self.mean
         return np.asarray(second - mean[:, :, None] * mean[:, None, :])
 
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from convkit.onnx_structure import array_of
 from convkit.onnx_typing import opset_of
+from convkit.quantization.exposed_weights import expose_weights
 from convkit.quantization.layers import int_attribute, is_constant
+from convkit.quantization.small_constants import fold_small_constants
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,6 +35,8 @@ def prepare(model: ir.Model, folder: Path) -> None:
 
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
+    fold_small_constants(model, folder)
+    expose_weights(model, folder)
     folding = _Folding(model, folder)
     for node in list(model.graph):
         if node.op_type == "ReduceMean":

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+_ALPHAS = (0.5, 0.65, 0.8, 0.9)
+"""What is tried for each activation. Source: Xiao et al., 2022, section 5.1 (0.5 to 0.9)."""
+
 _LEAST_GAIN = 0.5
 """Noise has to fall to this for a product of its own, which takes time, before the layers."""
 
@@ -67,7 +70,7 @@ def smooth(
     model: ir.Model,
     folder: Path,
     data: Batches,
-    alpha: float,
+    alpha: float | None = None,
     *,
     progress: Progress,
     note: Callable[[str], None],
@@ -78,7 +81,8 @@ def smooth(
         model: typed, its constants initializers.
         folder: where its weights lie.
         data: samples of its inputs.
-        alpha: share of the range that moves: 0 none, 1 all.
+        alpha: share of the range that moves: 0 none, 1 all. None: for each activation that of a few
+            which makes the least noise.
         progress: hears how far it is.
         note: takes sentences for the report.
     """
@@ -90,12 +94,15 @@ def smooth(
         found = seen[place.value.name or ""]
         weights = [_inputs_first(node, folder) for node in place.readers]
         heard = np.max([np.abs(weight).max(1) for weight in weights], axis=0)
-        scales = smoothing_scales(found.absmax.astype(np.float64), heard, alpha)
-        before, after = (
+        absmax = found.absmax.astype(np.float64)
+        tried = _ALPHAS if alpha is None else (alpha,)
+        candidates = [smoothing_scales(absmax, heard, each) for each in tried]
+        before, *after = (
             sum(expected_noise(weight.T[None, :, :, None], found, each) for weight in weights)
-            for each in (np.ones(len(scales)), scales)
+            for each in (np.ones(len(absmax)), *candidates)
         )
-        if after < before * (1.0 if place.factors else _LEAST_GAIN):
+        if min(after) < before * (1.0 if place.factors else _LEAST_GAIN):
+            scales = candidates[int(np.argmin(after))]
             _scale(model.graph, place, scales, weights, folder)
             changed += 1
             multiplied += not place.factors

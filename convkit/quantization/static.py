@@ -267,7 +267,7 @@ class _Writing:
         node.replace_input_with(1, widened)
         numbers = self._bias(node)
         moments = self._settings.moments.get(node.name or "")
-        if moments is not None and self._settings.corrects_biases and node.op_type != "MatMul":
+        if moments is not None and self._corrects(node):
             array = array_of(weight.const_value, self._folder)
             numbers = corrected_bias(node, array, numbers, made, moments)
         if numbers is None:
@@ -276,6 +276,9 @@ class _Writing:
             replace_constant(self._graph, node, 2, numbers.astype(np.float32))
         else:
             self._quantize_bias(node, numbers, made)
+
+    def _corrects(self, node: ir.Node) -> bool:
+        return self._settings.corrects_biases and node.op_type != "MatMul"
 
     def _bias(self, node: ir.Node) -> Array | None:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -296,6 +299,7 @@ class _Writing:
                 input_scale=scale,
                 moments=self._settings.moments.get(node.name or ""),
                 compensates=self._settings.compensates,
+                corrects_bias=self._corrects(node),
             )
         return known[key]
 

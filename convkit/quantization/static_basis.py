@@ -43,7 +43,7 @@ def static_basis(
     *,
     method: str = DEFAULT_METHOD,
     equalizes: bool = True,
-    smoothing: float = 0.5,
+    smoothing: float | None = None,
     sees_moments: bool = True,
     cache: Path | None = None,
     progress: Progress,
@@ -58,7 +58,8 @@ def static_basis(
         target: what the result is for.
         method: how ranges follow from data.
         equalizes: scale channels so that they use their common range alike.
-        smoothing: share of the range of activations that goes into the weights that read them.
+        smoothing: share of the range of activations that goes into the weights that read them, 0
+            for none; None: for each what makes the least noise.
         sees_moments: look at what the weights multiply, for rounding and biases.
         cache: a file that keeps what was seen.
         progress: hears how far it is.
@@ -68,7 +69,7 @@ def static_basis(
         SamplesError, StepError: the model does not run on the data.
     """
     prepare(model, folder)
-    if smoothing:
+    if smoothing != 0:
         smooth(model, folder, data, smoothing, progress=progress, note=note)
     if equalizes:
         equalize(model, folder, data, progress=progress, note=note)
