@@ -203,7 +203,7 @@ class _Seen:
     @staticmethod
     def _pairs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Axes along which neighbours are compared, at which distance."""
-        if len(shape) < 3 or np.prod(shape) < _TELLING_ELEMENTS:
+        if len(shape) < 3:
             return []
         pairs = [(axis, 1) for axis in range(1, len(shape)) if shape[axis] >= _LONG]
         if len(shape) == 4 and shape[1] in (3, 4) and shape[3] >= _LONG:
@@ -225,11 +225,13 @@ class _Seen:
         return [Finding("warning", f"{text} of {count} samples ({which}).")]
 
     def _of_noise(self) -> list[Finding]:
+        if self.count < _TELLING_ELEMENTS:
+            return []
         mean, deviation, skew, kurtosis = self._moments()
         name = self.spec.name
         looks_drawn = abs(mean) < 0.05 and abs(deviation - 1) < 0.05
         looks_drawn = looks_drawn and abs(skew) < 0.1 and abs(kurtosis - 3) < 0.1
-        if looks_drawn and self.count >= _TELLING_ELEMENTS:
+        if looks_drawn:
             text = f"'{name}' looks drawn from a standard normal distribution; real inputs are"
             return [Finding("warning", f"{text} distributed otherwise, give such.")]
         lags = [abs(float(np.mean(each))) for (_, lag), each in self._lags.items() if lag == 1]

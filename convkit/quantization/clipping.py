@@ -15,7 +15,7 @@ PERCENTILE = 99.99
 LEVELS = 256
 
 _ENTROPY_BINS = 2048
-_ENTROPY_STEP = 16
+_ENTROPY_TRIALS = 128
 _SHARES = np.linspace(1.0, 0.2, 65)[:, None]
 """Ends that are tried, as shares of the whole."""
 
@@ -80,12 +80,19 @@ def _squared_errors(centres: Array, counts: Array, ends: Array) -> Array:
     return errors
 
 
-def entropy_range(histogram: Histogram) -> Range:
+def entropy_range(
+    histogram: Histogram, bins: int = _ENTROPY_BINS, levels: int | None = None
+) -> Range:
     """The range that loses least information about how often magnitudes occur.
 
     Magnitudes beyond a threshold count as the threshold; the rest is merged into as many bins as
     there are levels and spread out again over those that were not empty. The threshold with the
     least Kullback-Leibler divergence between before and after is taken.
+
+    Args:
+        histogram: of the value.
+        bins: of magnitudes.
+        levels: that these are merged into; all 256 where a value has one sign, half where two.
 
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, the slides on entropy calibration;
     zeros as in NVIDIA's pytorch-quantization, `HistogramCalibrator`.
@@ -93,16 +100,14 @@ def entropy_range(histogram: Histogram) -> Range:
     absmax = max(abs(histogram.low), abs(histogram.high))
     if absmax == 0.0:
         return Range(histogram.low, histogram.high)
-    places = (np.abs(histogram.centres) * (_ENTROPY_BINS / absmax)).astype(np.intp)
-    counts = np.bincount(
-        np.minimum(places, _ENTROPY_BINS - 1), histogram.counts, _ENTROPY_BINS
-    )  # (bins,)
+    places = (np.abs(histogram.centres) * (bins / absmax)).astype(np.intp)
+    counts = np.bincount(np.minimum(places, bins - 1), histogram.counts, bins)  # (bins,)
     counts[0] = counts[1]  # zeros are exact whatever the threshold; they would outweigh the rest
     is_one_sided = histogram.low >= 0 or histogram.high <= 0
-    levels = LEVELS if is_one_sided else LEVELS // 2
-    tried = range(_ENTROPY_BINS, levels - 1, -_ENTROPY_STEP)
+    levels = levels or (LEVELS if is_one_sided else LEVELS // 2)
+    tried = range(bins, levels - 1, -max(1, bins // _ENTROPY_TRIALS))
     best = min(tried, key=lambda length: _divergence(counts, length, levels))
-    threshold = absmax * best / _ENTROPY_BINS
+    threshold = absmax * best / bins
     return Range(max(histogram.low, -threshold), min(histogram.high, threshold))
 
 
