@@ -193,6 +193,7 @@ class Layers:
         if node.op_type in DYNAMIC_LAYERS:
             gain += self._dynamic_chain_ms(node, producer)
         elif node.op_type in STATIC_LAYERS:
+            gain -= scale * (plain.before_ms + plain.after_ms)  # its neighbours keep another layout
             gain += self._edge(producer, QUANTIZE, scale * now.before_ms)
             consumers = self._profile.consumers(node)
             gain += self._edge(

@@ -119,8 +119,8 @@ class Trial:
 
     Attributes:
         layer_ms: the layer itself.
-        before_ms: what turns its float input into what it takes.
-        after_ms: what turns its result into float.
+        before_ms: what turns a plain float input into what it takes: integers, blocks of channels.
+        after_ms: what turns its result back.
     """
 
     layer_ms: float
@@ -176,8 +176,8 @@ def _trial(found: Profile) -> Trial | None:
     kinds = {
         kind: sum(node.ms for node in found.nodes if node.op_type in types)
         for kind, types in (
-            ("before", ("QuantizeLinear", "DynamicQuantizeLinear")),
-            ("after", ("DequantizeLinear", "Cast", "Mul")),
+            ("before", ("QuantizeLinear", "DynamicQuantizeLinear", "ReorderInput")),
+            ("after", ("DequantizeLinear", "Cast", "Mul", "ReorderOutput")),
         )
     }
     return Trial(layer_ms, kinds["before"], kinds["after"])
