@@ -102,7 +102,33 @@ def metric_of(
     if name and ":" in name:
         function = find_factory(name)
         return Metric(name, name, lambda: _Calls(name, function), False, labels is not None)
-    if name is not None and name not in (*WITH_LABELS, *WITHOUT_LABELS):
+    check_metric(name, labels, origin)
+    if labels is None or name in WITHOUT_LABELS:
+        return _against_source(name, outputs, classifying)
+    form = form_of(name, outputs, labels, origin)
+    if form.is_regression:
+        kind = name or "mse"
+        power = 1 if kind == "mae" else 2
+        return Metric(kind, f"{kind} of '{form.output}'", lambda: _Errors(form, power), False, True)
+    kind = name or "accuracy"
+    words = f"{'top-5 accuracy' if kind == 'top5' else 'accuracy'} of '{form.output}'"
+    top = _TOP if kind == "top5" else 1
+    return Metric(kind, words, lambda: _Matches(form, top), True, True)
+
+
+def check_metric(name: str | None, labels: Array | None, origin: str) -> None:
+    """Sees to it that a metric is known, and that there are the labels that it needs.
+
+    Raises:
+        UsageError: there is no such metric.
+        SamplesError: there are no labels.
+        ModelError: the module of a function cannot be imported.
+    """
+    if name is None:
+        return
+    if ":" in name:
+        find_factory(name)
+    elif name not in (*WITH_LABELS, *WITHOUT_LABELS):
         raise UsageError(
             f"Unknown metric '{name}'.",
             why=f"Known: {', '.join((*WITH_LABELS, *WITHOUT_LABELS))}, and module:function.",
@@ -115,17 +141,6 @@ def metric_of(
             hint="Add an array 'labels' with what is right for each sample.\n"
             "Compare with the source instead: leave --metric out.",
         )
-    if labels is None or name in WITHOUT_LABELS:
-        return _against_source(name, outputs, classifying)
-    form = form_of(name, outputs, labels, origin)
-    if form.is_regression:
-        kind = name or "mse"
-        power = 1 if kind == "mae" else 2
-        return Metric(kind, f"{kind} of '{form.output}'", lambda: _Errors(form, power), False, True)
-    kind = name or "accuracy"
-    words = f"{'top-5 accuracy' if kind == 'top5' else 'accuracy'} of '{form.output}'"
-    top = _TOP if kind == "top5" else 1
-    return Metric(kind, words, lambda: _Matches(form, top), True, True)
 
 
 def _against_source(name: str | None, outputs: Batch, classifying: Sequence[str]) -> Metric:
@@ -238,11 +253,11 @@ class NoiseTally:
         for name, expected in reference.items():
             if expected.dtype.kind != "f" or name not in candidate:
                 continue
-            signal = expected.astype(np.float64)
-            noise = candidate[name].astype(np.float64) - signal
-            finite = np.isfinite(signal)  # masks hold -inf, which is no signal
-            self._signal[name] = self._signal.get(name, 0.0) + float(np.sum(signal[finite] ** 2))
-            self._noise[name] = self._noise.get(name, 0.0) + float(np.sum(noise[finite] ** 2))
+            finite = np.isfinite(expected)  # masks hold -inf, which is no signal
+            signal = expected[finite].astype(np.float64)
+            noise = candidate[name][finite].astype(np.float64) - signal
+            self._signal[name] = self._signal.get(name, 0.0) + float(np.sum(signal**2))
+            self._noise[name] = self._noise.get(name, 0.0) + float(np.sum(noise**2))
 
     @property
     def share(self) -> float:

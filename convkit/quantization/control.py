@@ -15,7 +15,7 @@ from convkit import samples
 from convkit.artifact import Artifact
 from convkit.errors import SamplesError, StepError, UsageError
 from convkit.onnx_folder import graph_file
-from convkit.quantization.accuracy import Score
+from convkit.quantization.accuracy import Score, check_metric
 from convkit.quantization.control_words import gate_error, told
 from convkit.quantization.giving_back import chosen
 from convkit.quantization.layer_times import latencies_ms, time_shares
@@ -129,7 +129,7 @@ def controlled(
         SamplesError: the samples do not fit the model, or lack labels that the metric needs.
         StepError: a model does not run.
     """
-    judging = _judging_data(data, source, work, is_calibrated)
+    judging = judging_data(data, source, work, is_calibrated=is_calibrated)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = graph_file(source.path)
@@ -142,10 +142,32 @@ def controlled(
     return Control(search.keep, found, facts, search.ranking, notes, work)
 
 
-def _judging_data(
-    data: CalibrationData | None, source: Artifact, work: Work, is_calibrated: bool
+def check_control(
+    data: CalibrationData | None,
+    source: Artifact,
+    work: Work,
+    *,
+    metric: str | None,
+    is_calibrated: bool = True,
+) -> None:
+    """Sees to it, before anything is quantized, that there is what a metric is measured on.
+
+    Raises:
+        UsageError, SamplesError: see `controlled`.
+    """
+    judging = judging_data(data, source, work, is_calibrated=is_calibrated)
+    check_metric(metric, judging.labels, str(judging.path))
+
+
+def judging_data(
+    data: CalibrationData | None, source: Artifact, work: Work, *, is_calibrated: bool
 ) -> CalibrationData:
-    """The samples that judge: those with labels, else those held out of calibration."""
+    """The samples that judge: those with labels, else those held out of calibration.
+
+    Raises:
+        UsageError: there are none.
+        SamplesError: they do not fit the model.
+    """
     from convkit.quantization.calibration_data import CalibrationData
 
     examples = None

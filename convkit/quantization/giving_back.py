@@ -10,6 +10,8 @@ from convkit.quantization.sensitivity import Sensitivity
 Drop = Callable[[frozenset[str]], float]
 """What is lost with the layers of these names in float."""
 
+Lost = Callable[[Sequence[Sensitivity]], float]
+
 MOST_SPARED = 10
 """Measurements that are spent on doing without layers again."""
 
@@ -34,7 +36,8 @@ def chosen(ranking: Sequence[Sensitivity], drop: Drop, limit: float) -> Choice:
 
     The ranking's first 1, 2, 4 ... layers are given back until the limit is kept, then the number
     is halved in between, then those of least worth are quantized again, as many as the limit
-    allows. At least one layer stays quantized.
+    allows. Where the ranking by worth leads nowhere, that by noise alone is tried. At least one
+    layer stays quantized.
 
     Args:
         ranking: most worth giving back first.
@@ -43,45 +46,48 @@ def chosen(ranking: Sequence[Sensitivity], drop: Drop, limit: float) -> Choice:
     """
     seen: dict[frozenset[str], float] = {}
 
-    def lost(count: int) -> float:
-        keep = _names(ranking[:count])
+    def lost(several: Sequence[Sensitivity]) -> float:
+        keep = _names(several)
         if keep not in seen:
             seen[keep] = drop(keep)
         return seen[keep]
 
-    most = len(ranking) - 1
-    low, high = 0, 0
-    if lost(0) > limit:
-        high = 1
-        while high < most and lost(high) > limit:
-            low, high = high, min(2 * high, most)
-        if most < 1 or lost(high) > limit:
-            keep = min(seen, key=lambda each: (seen[each], len(each)))
-            return Choice(keep, seen[keep], False)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if lost(middle) <= limit else (middle, high)
-    kept = list(ranking[:high])
-    spared = _without_needless(kept, drop, limit, seen)
-    keep = _names(spared)
-    return Choice(keep, seen[keep], True)
+    for order in (ranking, sorted(ranking, key=lambda each: -each.noise_share)):
+        count = _least(order, lost, limit)
+        if count is not None:
+            keep = _names(_without_needless(order[:count], lost, limit))
+            return Choice(keep, seen[keep], True)
+    keep = min(seen, key=lambda each: (seen[each], len(each)))
+    return Choice(keep, seen[keep], False)
+
+
+def _least(order: Sequence[Sensitivity], lost: Lost, limit: float) -> int | None:
+    """How many of the first suffice; None where all but one do not."""
+    if lost(()) <= limit:
+        return 0
+    low, high, most = 0, 1, len(order) - 1
+    while high < most and lost(order[:high]) > limit:
+        low, high = high, min(2 * high, most)
+    if most < 1 or lost(order[:high]) > limit:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if lost(order[:middle]) <= limit else (middle, high)
+    return high
 
 
 def _without_needless(
-    kept: list[Sensitivity], drop: Drop, limit: float, seen: dict[frozenset[str], float]
-) -> list[Sensitivity]:
+    kept: Sequence[Sensitivity], lost: Lost, limit: float
+) -> Sequence[Sensitivity]:
     """The same set without what it can do without: most price for least noise goes first."""
     order = sorted(kept, key=lambda each: each.worth)
-    size, measured = max(1, len(order) // 2), 0
-    begin = 0
-    while begin < len(order) and measured < MOST_SPARED:
+    size, begin = max(1, len(order) // 2), 0
+    for _ in range(MOST_SPARED):
+        if begin >= len(order):
+            break
         tried = order[begin : begin + size]
         rest = [each for each in kept if each not in tried]
-        keep = _names(rest)
-        if keep not in seen:
-            seen[keep] = drop(keep)
-            measured += 1
-        if seen[keep] <= limit:
+        if lost(rest) <= limit:
             kept = rest
             order = order[:begin] + order[begin + size :]
         elif size > 1:
