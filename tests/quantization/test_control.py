@@ -173,7 +173,7 @@ def test_convert_gives_layers_back_and_tells_their_price(folder: Path, tmp_path:
         "precision": "int8",
         "metric": "noise",
         "calibration": folder / "bare.npz",
-        "settings": {"onnx-int8.equalize": "false"},
+        "settings": {"onnx-int8.equalize": False},
         "out": tmp_path / "out.onnx",
         "force": True,
     }
@@ -228,7 +228,7 @@ def test_convert_keeps_the_best_where_nothing_suffices(folder: Path, tmp_path: P
             calibration=folder / "bare.npz",
             metric="noise",
             max_drop=1e-9,
-            settings={"onnx-int8.equalize": "false"},
+            settings={"onnx-int8.equalize": False},
             out=out,
         )
     assert not out.exists()
