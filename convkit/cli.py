@@ -382,8 +382,7 @@ def _report(error: Any) -> int:
         import traceback
 
         traceback.print_exception(error.__cause__)
-    code: int = error.exit_code
-    return code
+    return int(error.exit_code)
 
 
 def _end_on_termination() -> None:
