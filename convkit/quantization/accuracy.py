@@ -340,7 +340,9 @@ def _stacked(arrays: Sequence[Array]) -> Array:
 
 def sqnr_db(share: float) -> float:
     """A share of noise in dB; infinite where there is none."""
-    return math.inf if share <= 0.0 else -10.0 * math.log10(share)
+    if share <= 0.0:
+        return math.inf
+    return -10.0 * math.log10(share) if math.isfinite(share) else -math.inf
 
 
 def points(share: float) -> str:

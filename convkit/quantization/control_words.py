@@ -27,9 +27,13 @@ def told(
         f"a drop of {points(after.drop)}; {points(facts['max_drop'])} are allowed."
     ]
     if facts["layers"]:
+        noise, least = facts["sqnr_db_quantized"], facts["least_sqnr_db"]
+        asked = ""
+        if least is not None and noise is not None and noise < least:
+            asked = f" and the SQNR {noise} dB, where verification asks for {least:g}"
         lines.append(
             f"{len(facts['layers'])} of {facts['layer_count']} layers stay in fp32; with all of "
-            f"them quantized the drop is {points(before.drop)}."
+            f"them quantized the drop is {points(before.drop)}{asked}."
         )
     if metric.counts_rows:
         lines += _precision(after, facts["samples"], facts["max_drop"])
@@ -43,18 +47,21 @@ def gate_error(out: Path, facts: Mapping[str, Any]) -> GateError:
     limit = facts["max_drop"]
     drop = math.inf if facts["drop"] is None else facts["drop"]
     is_lost = math.isinf(drop)
+    what = "everything" if is_lost else points(drop)
+    hint = f"Allow more:  --max-drop {'5' if is_lost else f'{100 * _rounded_up(drop):g}'}%\n"
+    if drop <= limit:  # it is the noise
+        what = f"{what}, but has an SQNR of {facts['sqnr_db']} dB, where verification asks for "
+        what += f"{facts['least_sqnr_db']:g}"
+        hint = ""
     return GateError(
-        f"No choice of layers keeps within a drop of {points(limit)}: the best loses "
-        f"{'everything' if is_lost else points(drop)}.",
+        f"No choice of layers keeps within a drop of {points(limit)}: the best loses {what}.",
         why=[
             f"{facts['metric']} on {facts['samples']} samples: {facts['value_before']:.5g} in "
             f"fp32, {_number(facts['value_quantized'])} with all layers quantized, "
             f"{_number(facts['value'])} with {len(facts['layers'])} of {facts['layer_count']} in "
             "fp32.",
         ],
-        hint="Allow more:  --max-drop "
-        + ("5%" if is_lost else f"{100 * _rounded_up(drop):g}%")
-        + "\nLess is lost in half precision:  --fp16",
+        hint=hint + "Less is lost in half precision:  --fp16",
         result=out,
         control=facts,
     )

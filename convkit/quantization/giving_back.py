@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from convkit.quantization.sensitivity import Sensitivity
 
-Drop = Callable[[frozenset[str]], float]
-"""What is lost with the layers of these names in float."""
+Strain = Callable[[frozenset[str]], float]
+"""How far off a model is with the layers of these names in float: what it loses, or the like."""
 
 Lost = Callable[[Sequence[Sensitivity]], float]
 
@@ -18,20 +18,20 @@ MOST_SPARED = 10
 
 @dataclass(frozen=True)
 class Choice:
-    """A set of layers, and what is lost with it.
+    """A set of layers, and how far off the model is with it.
 
     Attributes:
         keep: names of the layers in float.
-        drop: in points of the metric.
+        strain: with them.
         keeps_limit: whether that is little enough.
     """
 
     keep: frozenset[str]
-    drop: float
+    strain: float
     keeps_limit: bool
 
 
-def chosen(ranking: Sequence[Sensitivity], drop: Drop, limit: float) -> Choice:
+def chosen(ranking: Sequence[Sensitivity], strain: Strain, limit: float) -> Choice:
     """The cheapest set found that keeps the limit; else the best one seen.
 
     The ranking's first 1, 2, 4 ... layers are given back until the limit is kept, then the number
@@ -41,15 +41,15 @@ def chosen(ranking: Sequence[Sensitivity], drop: Drop, limit: float) -> Choice:
 
     Args:
         ranking: most worth giving back first.
-        drop: measures; it is asked some `2 log2(n) + MOST_SPARED` times.
-        limit: what may be lost.
+        strain: measures; it is asked some `2 log2(n) + MOST_SPARED` times.
+        limit: of the strain.
     """
     seen: dict[frozenset[str], float] = {}
 
     def lost(several: Sequence[Sensitivity]) -> float:
         keep = _names(several)
         if keep not in seen:
-            seen[keep] = drop(keep)
+            seen[keep] = strain(keep)
         return seen[keep]
 
     for order in (ranking, sorted(ranking, key=lambda each: -each.noise_share)):

@@ -10,9 +10,10 @@ import pytest
 
 import convkit
 from convkit.artifact import Artifact, Precision, TensorSpec
+from convkit.checks import LIMITS
 from convkit.errors import GateError, UsageError
 from convkit.quantization.calibration_data import CalibrationData
-from convkit.quantization.control import Control, controlled
+from convkit.quantization.control import LEAST_SQNR_DB, Control, controlled
 from convkit.quantization.layers import Layer
 from convkit.step import Feeds, Work
 from tests.onnx_files import onnx, runtime
@@ -76,6 +77,7 @@ def control(
     max_drop: float,
     metric: str | None = None,
     examples: str | None = None,
+    precision: str | None = None,
 ) -> tuple[Control, Quantizer, list[str]]:
     path = folder / model
     image = TensorSpec("image", "float32", ("batch", 1, 8, 8))
@@ -91,7 +93,8 @@ def control(
     if examples:
         work.examples = folder / examples
     source = Artifact(path, "onnx", Precision.FP32, (image,), ())
-    found = controlled(make, layers, data, source, max_drop=max_drop, metric=metric, work=work)
+    limits: dict[str, Any] = {"max_drop": max_drop, "metric": metric, "precision": precision}
+    found = controlled(make, layers, data, source, work=work, **limits)
     return found, make, notes
 
 
@@ -258,3 +261,17 @@ def test_what_cannot_be_measured_ends_with_a_usage_error(
             folder / "net.onnx", to="onnx", max_drop=0.01, out=tmp_path / "out.onnx", **options
         )
     assert failure.value.exit_code == 2
+
+
+def test_control_asks_for_the_noise_that_verification_allows() -> None:
+    assert {name: LIMITS[Precision(name)].sqnr_db for name in LEAST_SQNR_DB} == LEAST_SQNR_DB
+
+
+def test_layers_return_until_verification_passes_too(folder: Path, tmp_path: Path) -> None:
+    found, _, notes = control(
+        folder, "broken.onnx", "labelled.npz", tmp_path, 1.0, precision="int8"
+    )
+    found.conclude(tmp_path / "out.onnx")
+    assert found.keep == {"second"}  # although all may be lost by the metric
+    assert found.facts["sqnr_db_quantized"] < 20.0 <= found.facts["sqnr_db"]
+    assert any("where verification asks for 20" in note for note in notes)

@@ -36,7 +36,7 @@ def test_noise_that_adds_up_is_taken_away_at_little_more_than_the_least_price(se
 
     choice = chosen(ranking_of(noises, prices), drop, limit)
     assert choice.keeps_limit
-    assert choice.drop == drop(choice.keep) <= limit
+    assert choice.strain == drop(choice.keep) <= limit
     every = (
         frozenset(f"layer {at}" for at in kept)
         for count in range(LAYERS + 1)
@@ -72,7 +72,7 @@ def test_where_nothing_suffices_the_best_choice_is_told(count: int) -> None:
     )
     assert not choice.keeps_limit
     assert len(choice.keep) == count - 1  # one at least stays quantized
-    assert choice.drop == pytest.approx(1.0 - 0.1 * (count - 1))
+    assert choice.strain == pytest.approx(1.0 - 0.1 * (count - 1))
 
 
 def test_where_worth_leads_nowhere_noise_does() -> None:
