@@ -1,8 +1,8 @@
 """Dynamic int8: weights as integers, activations quantized as they come.
 
 Each product becomes DynamicQuantizeLinear, MatMulInteger, Cast and Mul, which ONNX Runtime fuses
-into one kernel; values that several layers read are quantized once. Rows of embedding tables are
-looked up as integers.
+into one kernel; values that several layers read are quantized once. Feed-forward layers of
+transformers take a scale for each row. Rows of embedding tables are looked up as integers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from convkit.errors import UnsupportedError
 from convkit.naming import listed
 from convkit.onnx_structure import array_of
-from convkit.onnx_typing import nodes_of
+from convkit.onnx_typing import nodes_of, opset_of
+from convkit.quantization.activation_rows import needs_rows, quantize_rows
 from convkit.quantization.exposed_weights import expose_weights
 from convkit.quantization.graph_edits import (
     constant,
@@ -124,7 +125,8 @@ class _Changes:
         self.small: list[str] = []
         self._folder = folder
         self._target = target
-        self._activations: dict[tuple[ir.Value, ir.Graph], tuple[ir.Value, ...]] = {}
+        self._opset = opset_of(model, "")
+        self._activations: dict[tuple[ir.Value, ir.Graph, bool], tuple[ir.Value, ...]] = {}
         self._weights: dict[tuple[ir.Value, bool, float], tuple[ir.Value, ...]] = {}
         self._tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         self._packing = Packing(folder)
@@ -167,8 +169,14 @@ class _Changes:
         name = node.name or out.name
         product = ir.node("MatMulInteger", [integers, values, zero, points], name=name)
         cast = ir.node("Cast", product.outputs, attributes={"to": ir.DataType.FLOAT})
-        factor = ir.node("Mul", [scale, scales])
-        scaled = ir.node("Mul", [cast.outputs[0], factor.outputs[0]])
+        if needs_rows(node):
+            # Not the product of both scales first: ONNX Runtime 1.31 fuses that as if it were one
+            # number, and computes something else.
+            factor = ir.node("Mul", [cast.outputs[0], scales])
+            scaled = ir.node("Mul", [factor.outputs[0], scale])
+        else:
+            factor = ir.node("Mul", [scale, scales])
+            scaled = ir.node("Mul", [cast.outputs[0], factor.outputs[0]])
         made = [product, cast, factor, scaled]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
@@ -182,12 +190,19 @@ class _Changes:
         self._replace(node, made)
 
     def _activation(self, data: ir.Value, node: ir.Node) -> tuple[ir.Value, ...]:
-        """A value as uint8, with zero point and scale; once for all that read it."""
+        """A value as uint8, with zero point and scale; once for all that read it so."""
         import onnx_ir as ir
 
         graph = graph_of(node)
-        key = (data, graph)
-        if key not in self._activations:
+        key = (data, graph, needs_rows(node))
+        if key not in self._activations and needs_rows(node):
+            made, scales = quantize_rows(data, node, self._opset)
+            self._name(made, f"{data.name}_rows")
+            graph.insert_before(node, made)
+            zero_of_rows = made[-1].inputs[2]
+            assert zero_of_rows is not None
+            self._activations[key] = (made[-1].outputs[0], zero_of_rows, scales)
+        elif key not in self._activations:
             quantizing = ir.node("DynamicQuantizeLinear", [data], num_outputs=3)
             integers, scale, zero = quantizing.outputs
             integers.type, integers.shape = ir.TensorType(ir.DataType.UINT8), data.shape

@@ -63,7 +63,10 @@ class Recognised:
     @property
     def kinds(self) -> tuple[str, ...]:
         """`qdq`, `dynamic`, `qoperator`, `block` or `packed`, sorted."""
-        return tuple(sorted({kind for name in self.operators if (kind := _kind_of(name))}))
+        found = {kind for name in self.operators if (kind := _kind_of(name))}
+        if "dynamic" in found and "DequantizeLinear" not in self.operators:
+            found.discard("qdq")  # QuantizeLinear alone rounds rows by scales as they come
+        return tuple(sorted(found))
 
     def __str__(self) -> str:
         kinds = ", ".join(_IN_WORDS[kind] for kind in self.kinds)

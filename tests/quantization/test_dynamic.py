@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convkit.artifact import Opening
 from convkit.errors import UnsupportedError
+from convkit.formats.onnx import onnx as onnx_format
 from convkit.metrics import sqnr_db
-from tests.onnx_files import FLOAT, helper, make_value, numpy_helper, onnx, save
+from tests.onnx_files import FLOAT, helper, make_value, numpy_helper, onnx, runtime, save
 from tests.quantization.quantized_graphs import (
     float_graph,
     node,
@@ -141,6 +143,35 @@ def test_products_inside_bodies_are_quantized(tmp_path: Path) -> None:
         x = {"x": sign * np.abs(normal(4, 128, seed=3))}
         (expected,), (found,) = outputs_of(tmp_path / "float.onnx", x), outputs_of(path, x)
         assert sqnr_db(expected, found) > _LEAST_DB
+
+
+def test_one_large_token_does_not_spoil_the_others_in_feed_forward_layers(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v")]
+    weights = {"w": normal(64, 256), "v": normal(256, 64, seed=1)}
+    model = float_graph(nodes, weights, ["batch", "length", 64])
+    path = quantized(model, tmp_path)
+    x = normal(2, 9, 64, seed=2)
+    x[0, 0] *= 100
+    x[1, 3] = 0
+    (expected,), (found,) = (outputs_of(p, {"x": x}) for p in (tmp_path / "float.onnx", path))
+    for row, other in zip(expected.reshape(-1, 64), found.reshape(-1, 64), strict=True):
+        assert not row.any() or sqnr_db(row, other) > _LEAST_DB - 2  # a row is 64 numbers
+    np.testing.assert_array_equal(found[1, 3], 0)
+    told = onnx_format.describe(path, Opening()).details["quantization"]
+    assert told["schemes"] == ["dynamic"]
+
+
+def test_scales_of_rows_do_not_depend_on_what_onnxruntime_fuses(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b")]
+    model = float_graph(nodes, {"w": normal(64, 256), "b": normal(256)}, ["batch", 9, 64])
+    path = quantized(model, tmp_path)
+    x = {"x": normal(2, 9, 64, seed=2) * np.arange(1, 10, dtype=np.float32)[:, None]}
+    plain = runtime.SessionOptions()
+    plain.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(path, plain, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(
+        session.run(None, x)[0], outputs_of(path, x)[0], rtol=1e-5, atol=1e-4
+    )
 
 
 def test_a_model_with_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
