@@ -47,7 +47,7 @@ def predicted_bytes(route: Route, source: Artifact, options: Options, work: Work
     if len(steps) != 1 or not all(step.streaming for step in route.steps):
         return None
     with _stream(route.steps, source, work, options) as stream:
-        return int(stream.byte_count)
+        return None if stream.byte_count is None else int(stream.byte_count)
 
 
 def _follows(step: Step) -> bool:

@@ -99,8 +99,8 @@ class Stream(Protocol):
     """A model on its way, tensor by tensor, from where it lies to where it is written."""
 
     @property
-    def byte_count(self) -> int:
-        """Exact size of what will be written."""
+    def byte_count(self) -> int | None:
+        """Exact size of what will be written; None where only the work itself would tell."""
 
     @property
     def notes(self) -> Sequence[str]:

@@ -14,6 +14,7 @@ from convkit import graph, metrics, recording, verification
 from convkit.artifact import Precision, TensorSpec
 from convkit.distributions import Predictions
 from convkit.errors import SamplesError
+from convkit.formats.torch import torch
 from convkit.ggml.types import SCHEMES
 from convkit.language_limits import HALF_ROUNDED, LIMITS, Party, limits_between
 from convkit.recording import Recorder
@@ -193,7 +194,7 @@ def test_the_same_weights_are_judged_by_what_runtimes_round(candidate: Party) ->
 
 
 def test_every_scheme_has_limits_with_a_reason_that_fall_with_its_bits() -> None:
-    assert set(LIMITS) == set(SCHEMES)
+    assert set(LIMITS) == {*SCHEMES, *torch.schemes}
     assert all(len(limits.reason) > 40 for limits in LIMITS.values())
     order = ["f32", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q2_k"]
     assert [LIMITS[name].kl for name in order] == sorted(LIMITS[name].kl for name in order)

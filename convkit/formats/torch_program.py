@@ -19,6 +19,7 @@ from convkit.errors import ModelError
 from convkit.formats.torch_program_safety import check_archive, check_program
 from convkit.formats.torch_runner import Example
 from convkit.naming import named_leaves
+from convkit.quantization.torch_program_quantizing import MARK
 from convkit.step import Feeds, Sizes
 
 if TYPE_CHECKING:
@@ -68,14 +69,32 @@ def describe_program(path: Path, *, trust: bool = False) -> Description:
         short = node["target"].removeprefix("torch.ops.")
         operators[short] = operators.get(short, 0) + 1
     outputs = zip(_output_names(program), results, strict=True)
+    mark = _mark(path)
+    precision = Precision.of_weights(elements)
+    count = sum(n for dtype, n in elements.items() if not dtype.startswith("int"))
     return Description(
-        Precision.of_weights(elements),
+        Precision(mark["precision"]) if mark else precision,
         inputs=tuple(_spec(name, values[name], names) for name in users),
         outputs=tuple(_spec(given, values[name], names) for given, name in outputs),
-        parameter_count=sum(n for dtype, n in elements.items() if not dtype.startswith("int")),
+        parameter_count=int(mark["parameter_count"]) if mark else count,
         operators=operators,
-        details={"container": "exported program"},
+        details={
+            "container": "exported program",
+            **({"quantization": str(mark["words"])} if mark else {}),
+        },
     )
+
+
+def _mark(path: Path) -> dict[str, Any] | None:
+    """What convkit wrote about quantized weights; codes of four bits look like any bytes."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"/extra/{MARK}")]
+        try:
+            mark: dict[str, Any] = json.loads(archive.read(names[0])) if names else {}
+            is_whole = {"precision", "words", "parameter_count"} <= mark.keys()
+            return mark if is_whole and mark["precision"] in ("int8", "q4") else None
+        except (ValueError, AttributeError):
+            return None
 
 
 def load_program(path: Path, *, trust: bool = False) -> torch.export.ExportedProgram:

@@ -1,4 +1,4 @@
-"""Hugging Face folders at eight bits a weight, tensor by tensor."""
+"""Hugging Face folders at eight bits a weight, tensor by tensor; other networks as programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def torch_int8(
 ) -> Any:
     """Quantizes linear layers as bitsandbytes does (LLM.int8), bit for bit the same.
 
-    transformers loads the result with bitsandbytes.
+    transformers loads the result with bitsandbytes. Networks that are no Hugging Face folder become
+    an exported program, `.pt2`, that needs nothing but PyTorch; linear layers multiply integers.
 
     Args:
         model: from a folder, or on its way into one.
@@ -40,5 +41,9 @@ def torch_int8(
         threshold: inputs of layers beyond it are multiplied in half precision.
     """
     from convkit.quantization.bitsandbytes_folder import Settings, quantized
+    from convkit.quantization.torch_program_quantizing import Program
 
-    return quantized(model, Settings(scheme, skipped(skip), threshold=threshold))
+    settings = Settings(scheme, skipped(skip), threshold=threshold)
+    if isinstance(model, Program):
+        return model.quantized(scheme, settings.skip)
+    return quantized(model, settings)

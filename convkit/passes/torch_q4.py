@@ -1,4 +1,4 @@
-"""Hugging Face folders at four bits a weight, tensor by tensor."""
+"""Hugging Face folders at four bits a weight, tensor by tensor; other networks as programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def torch_q4(
     """Quantizes linear layers as bitsandbytes does, codes and scales bit for bit the same.
 
     transformers loads the result with bitsandbytes. Defaults are those of its configuration, but
-    for the scheme.
+    for the scheme. Networks that are no Hugging Face folder become an exported program, `.pt2`,
+    that needs nothing but PyTorch and unpacks weights as it runs.
 
     Args:
         model: from a folder, or on its way into one.
@@ -45,6 +46,9 @@ def torch_q4(
         compute_dtype: what layers compute in once they are loaded.
     """
     from convkit.quantization.bitsandbytes_folder import Settings, quantized
+    from convkit.quantization.torch_program_quantizing import Program
 
     settings = Settings(scheme, skipped(skip), block_size, double_quant, compute_dtype)
+    if isinstance(model, Program):
+        return model.quantized(scheme, settings.skip, block_size)
     return quantized(model, settings)

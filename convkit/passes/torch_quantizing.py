@@ -23,8 +23,10 @@ _SPELLINGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 def opened(source: Artifact, work: Work) -> Iterator[Any]:
     """The Hugging Face folder as it will be written again, an adapter merged into it.
 
+    Of any other network, where to find it: it becomes an exported program.
+
     Raises:
-        UnsupportedError: the source is no Hugging Face folder.
+        UnsupportedError: the weights are quantized already.
         ModelError, UnsafeError: its weights cannot be read.
     """
     from convkit.checkpoint.folder import open_folder
@@ -32,7 +34,11 @@ def opened(source: Artifact, work: Work) -> Iterator[Any]:
     from convkit.checkpoint.writing import FolderModel, Kept, Target
     from convkit.passes.torch_streaming import hugging_face_weights
     from convkit.quantization.bitsandbytes_folder import refuse_quantized
+    from convkit.quantization.torch_program_quantizing import Program
 
+    if source.opening.factory or not (source.path / _CONFIG).is_file():
+        yield Program(source)
+        return
     files = hugging_face_weights(source.path)
     refuse_quantized(read_config(source.path), source.path)
     opening = source.opening
@@ -53,8 +59,13 @@ def opened(source: Artifact, work: Work) -> Iterator[Any]:
 
 
 def sink(model: Any, out: Path, work: Work) -> None:
-    """Writes a folder."""
+    """Writes a folder, or a program."""
     from convkit.checkpoint.writing import write_folder
+    from convkit.quantization.torch_program_quantizing import Program, write_program
+
+    if isinstance(model, Program):
+        write_program(model, out, work)
+        return
 
     def progress(done: int, total: int) -> None:
         work.progress("writing tensors", done, total, "B")
