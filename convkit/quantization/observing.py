@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 FETCHED_BYTES = 96 << 20
 """Values of one batch that leave the session together."""
 
+_BATCH_BYTES = 24 << 20
+"""Values of a batch of several samples: larger ones are no faster, and leave larger holes."""
+
 _ROWS = 32
 _WORK_BYTES = 48 << 20
 """What counting takes beside the values, and the allocator keeps."""
@@ -84,8 +87,8 @@ def schedule(sizes: Mapping[str, int], fixed_rows: int | None) -> Schedule:
     total = sum(in_bytes.values()) or 1
     rows = fetched_rows = 1  # of what the sizes are for
     if fixed_rows is None:
-        rows = max(1, min(_ROWS, FETCHED_BYTES // (_LIVE_VALUES * largest)))
-        fetched_rows = max(1, min(_ROWS, FETCHED_BYTES // total))
+        rows = max(1, min(_ROWS, _BATCH_BYTES // (_LIVE_VALUES * largest)))
+        fetched_rows = max(1, min(_ROWS, _BATCH_BYTES // total))
     groups: list[list[str]] = [[]]
     held = 0
     for name, size in in_bytes.items():
