@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convkit.artifact import Artifact
+from convkit.artifact import Artifact, Precision
 from convkit.errors import UnsupportedError
 from convkit.formats.folder_language import FolderLanguage, RecomputingSession, check_context
 from convkit.formats.language_inputs import padding_mask
@@ -52,6 +52,8 @@ def open_onnx(artifact: Artifact, kind: type[SessionRunner] | type[TrueHalfRunne
         return runner
     made = OnnxLanguageRunner(runner, language, folder)
     made.rounds_activations = _rounds_activations(file)
+    if artifact.precision.bits <= Precision.INT8.bits:
+        made.distributions = frozenset((language.logits.name,))
     return made
 
 
