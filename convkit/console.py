@@ -184,20 +184,26 @@ def print_control(control: Mapping[str, Any] | None) -> None:
     title = f"Layers in fp32: {len(control['layers'])} of {control['layer_count']}"
     table = Table("layer", "", _right("parameters"), _right("KiB"), _right("latency"), title=title)
     for layer in control["layers"]:
-        size, ratio = layer["bytes"], layer["latency_ratio"]
+        size = layer["bytes"]
         table.add_row(
             escape(layer["name"]),
             layer["op_type"],
             f"{layer['parameter_count']:,}",
             "" if size is None else f"{size / 1024:+.0f}",
-            "" if ratio is None else f"{ratio - 1:+.1%}",
+            _slowdown(layer),
         )
     size = control["size_bytes"] - control["size_bytes_quantized"]
-    ratio = control["latency_ratio"]
-    latency = "" if ratio is None else f"{ratio - 1:+.1%}"
     table.add_section()
-    table.add_row("together", "", "", f"{size / 1024:+.0f}", latency)
+    table.add_row("together", "", "", f"{size / 1024:+.0f}", _slowdown(control))
     stdout().print(table)
+
+
+def _slowdown(facts: Mapping[str, Any]) -> str:
+    """How much longer a run takes, where the measurement shows that it does."""
+    if facts["latency_ratio"] is None:
+        return ""
+    low, high = facts["latency_ratio_ci"]
+    return f"{facts['latency_ratio'] - 1:+.1%}" if low > 1 or high < 1 else "none seen"
 
 
 def print_checks(checks: Sequence[Check], title: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from convkit.errors import StepError
 from convkit.quantization.accuracy import Score, sqnr_db
 from convkit.quantization.giving_back import chosen
-from convkit.quantization.layer_times import latencies_ms, time_shares
+from convkit.quantization.layer_times import latencies_ms, ratio_of, time_shares
 from convkit.quantization.reference import Reference, Trial
 from convkit.quantization.sensitivity import Layer, Sensitivity, swept
 from convkit.step import Work
@@ -84,7 +84,7 @@ class Search:
         self._base = base
         self._trials: dict[frozenset[str], Trial] = {}
         self._sizes: dict[frozenset[str], int] = {}
-        self._latencies: dict[frozenset[str], float] = {}
+        self._latencies: dict[frozenset[str], list[float]] = {}
 
     def run(self) -> bool:
         """Whether a choice keeps the limit."""
@@ -142,7 +142,7 @@ class Search:
             "layers": [self._row(known[name]) for name in sorted(self.keep, key=self._rank)],
             "size_bytes": self._sizes[self.keep],
             "size_bytes_quantized": self._sizes[everything],
-            "latency_ratio": self._ratio(everything),
+            **self._ratio(everything),
         }
 
     def _row(self, layer: Layer) -> dict[str, Any]:
@@ -154,14 +154,16 @@ class Search:
             "op_type": layer.op_type,
             "parameter_count": layer.parameter_count,
             "bytes": None if size is None else self._sizes[self.keep] - size,
-            "latency_ratio": self._ratio(without),
+            **self._ratio(without),
         }
 
-    def _ratio(self, other: frozenset[str]) -> float | None:
+    def _ratio(self, other: frozenset[str]) -> dict[str, Any]:
         """How much longer a run takes as chosen than with `other` in float."""
         if not {self.keep, other} <= self._latencies.keys():
-            return None
-        return round(self._latencies[self.keep] / self._latencies[other], 3)
+            return {"latency_ratio": None, "latency_ratio_ci": None}
+        ratio = ratio_of(self._latencies[self.keep], self._latencies[other])
+        interval = [round(ratio.low, 3), round(ratio.high, 3)]
+        return {"latency_ratio": round(ratio.value, 3), "latency_ratio_ci": interval}
 
     def _rank(self, name: str) -> int:
         return next((at for at, each in enumerate(self.ranking) if name in each.names), 0)
@@ -197,10 +199,10 @@ class Search:
             if sum(self._sizes[keep] for keep in several) > _MOST_TIMED_BYTES:
                 return
             try:
-                medians = latencies_ms(paths, self._reference.first())
+                latencies = latencies_ms(paths, self._reference.first())
             except StepError:
                 return
-        self._latencies = {keep: medians[str(n)] for n, keep in enumerate(several)}
+        self._latencies = {keep: latencies[str(n)] for n, keep in enumerate(several)}
 
 
 def _size(path: Path) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from convkit.quantization.reference import opened
 from convkit.step import Feeds
 
 _RUNS = 5
-_ROUNDS = 30
-_ROUND_S = 4.0
-_LEAST_ROUNDS = 5
+_ROUNDS = 60
+_MEASURING_S = 6.0
+_LEAST_ROUNDS = 12
 _TURN_S = 0.005
 """A turn of a small model is as many runs as take about this long."""
 
@@ -55,8 +57,28 @@ def time_shares(path: Path, feeds: Feeds) -> dict[str, float]:
     return {name: median / total for name, median in medians.items()}
 
 
-def latencies_ms(paths: Mapping[str, Path], feeds: Feeds) -> dict[str, float]:
-    """Median time of a run of each model on one thread; the models take turns.
+@dataclass(frozen=True)
+class Ratio:
+    """How much longer a run of one model takes than of another, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio_of(runs: Sequence[float], others: Sequence[float]) -> Ratio:
+    """The median ratio of runs of the same rounds: what slows a round down is in both.
+
+    Source: the interval of a median by order statistics, ranks n/2 -+ 1.96 sqrt(n)/2.
+    """
+    ratios = sorted(run / other for run, other in zip(runs, others, strict=True))
+    count = len(ratios)
+    rank = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return Ratio(statistics.median(ratios), ratios[rank], ratios[count - 1 - rank])
+
+
+def latencies_ms(paths: Mapping[str, Path], feeds: Feeds) -> dict[str, list[float]]:
+    """Times of a run of each model on one thread, round by round; the models take turns.
 
     One thread, because those of a waiting session would keep the processor from the others.
     """
@@ -76,9 +98,9 @@ def latencies_ms(paths: Mapping[str, Path], feeds: Feeds) -> dict[str, float]:
             for _ in range(repeats[name]):
                 sessions[name].run(None, given[name])
             runs[name].append((time.perf_counter() - begin) * 1e3 / repeats[name])
-        if number >= _LEAST_ROUNDS and time.perf_counter() - started > _ROUND_S:
+        if number >= _LEAST_ROUNDS and time.perf_counter() - started > _MEASURING_S:
             break
-    return {name: statistics.median(several) for name, several in runs.items()}
+    return runs
 
 
 def _rotated(names: Sequence[str], number: int) -> list[str]:
