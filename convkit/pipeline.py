@@ -141,7 +141,7 @@ def run(
             samples=tuple(map(verification.label_of, recording.samples)) if recording else (),
             seconds=time.perf_counter() - started,
             peak_rss_mib=peak,
-            notes=_notes(recording, held_out) if recording else (),
+            notes=_notes(recording, held_out if recipe.verify else None) if recording else (),
             verified=recipe.verify,
             size_bytes=final.size_bytes(),
             source_size_bytes=size,

@@ -76,8 +76,10 @@ def calibrate(
     watched = Observed(model, folder, data, progress)
     sizes = watched.sizes(wanted)
     planned = schedule(sizes, data.fixed_rows)
+    told = _told(planned, data.count, method)
+    progress(told, 0, data.count)
     if note is not None:
-        note(_told(planned, data.count, method))
+        note(told)
     found, half = _measured(watched, sizes, planned, method)
     if note is not None and data.count > 1:
         for finding in moved(half, found):

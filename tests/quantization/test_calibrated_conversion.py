@@ -10,6 +10,7 @@ import pytest
 import convkit
 from convkit import recipe, samples
 from convkit.errors import SamplesError
+from convkit.openings import opening_of
 from convkit.report import Report
 from tests import calibration_models
 from tests.calibration_models import pictures
@@ -50,6 +51,11 @@ def test_the_users_own_samples_come_first_and_labels_in_them_are_no_input(tmp_pa
     assert report.samples[0] == "x (6, 3, 24, 24)"
     assert "held out" not in _notes(report)
     assert convkit.convert(path, to="onnx", precision="fp16", samples=own, out=tmp_path / "h.onnx")
+
+
+def test_inputs_read_off_samples_are_those_without_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=pictures(6), labels=np.arange(6))
+    assert [spec.name for spec in opening_of(examples=tmp_path / "own.npz").inputs] == ["x"]
 
 
 def test_random_calibration_is_said_to_be_random(tmp_path: Path) -> None:
