@@ -28,6 +28,9 @@ _OLDEST_OPSET = {"static": 10, "dynamic": 11}
 _PER_CHANNEL_OPSET = 13
 """The first with a scale for each channel."""
 
+_CACHE = "past_key_values"
+"""What inputs are called that hold the tokens before. Source: optimum's and mobius' exporters."""
+
 _CONTROLLED = ("Conv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather")
 """Layers that accuracy control may give back; what lies between them follows them."""
 
@@ -62,6 +65,7 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
         ResourceError: `out` cannot be written.
     """
     from convkit.quantization.calibration_data import calibration_of
+    from convkit.quantization.control import check_control
     from convkit.quantization.recognition import refuse_quantized
 
     if choices.smoothing is not None and not 0 <= choices.smoothing <= 1:
@@ -73,6 +77,9 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
     target = target_of(choices.target)
     data = calibration_of(work, source.inputs)
     scheme = _scheme(source, choices, data)
+    if choices.max_drop is not None:
+        is_calibrated = scheme == "static"
+        check_control(data, source, work, metric=choices.metric, is_calibrated=is_calibrated)
     work.progress("types", 0, 4)
     model = _loaded(path, scheme, target, choices, work)
     refuse_quantized(model, source, work)
@@ -98,9 +105,10 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
 
 def _scheme(source: Artifact, choices: Choices, data: CalibrationData | None) -> str:
     """The user's scheme, else static where there are data."""
-    if choices.scheme == "static" and source.path.is_dir():
+    is_stepwise = any(spec.name.startswith(_CACHE) for spec in source.inputs)
+    if choices.scheme == "static" and is_stepwise:
         raise UsageError(
-            f"{source.path} is a language model, which is quantized to int8 dynamically here.",
+            f"{source.path} predicts text token by token, which is quantized dynamically here.",
             hint="--scheme dynamic",
         )
     if choices.scheme == "static" and data is None:
@@ -108,7 +116,7 @@ def _scheme(source: Artifact, choices: Choices, data: CalibrationData | None) ->
             "Static int8 takes the ranges of activations from data, and there are none.",
             hint="Give some:  --calibration inputs.npz\nDo without:  --scheme dynamic",
         )
-    is_static = data is not None and not source.path.is_dir()
+    is_static = data is not None and not is_stepwise
     return choices.scheme or ("static" if is_static else "dynamic")
 
 
@@ -197,11 +205,14 @@ class _Static(_Making):
         data: CalibrationData | None,
         work: Work,
     ) -> None:
+        from convkit.quantization.calibration_lint import lint
         from convkit.quantization.static import StaticSettings
         from convkit.quantization.static_basis import static_basis
 
         super().__init__(model, folder, target, choices, data, work)
         assert data is not None
+        for finding in lint(data, model, folder):  # before the model's own scaling is folded away
+            work.note(str(finding))
         data, _ = data.shares()  # what is held out judges the result
         self._basis = static_basis(
             model,
@@ -224,11 +235,11 @@ class _Static(_Making):
         )
 
     def model(self, keep: frozenset[str], note: Callable[[str], None]) -> ir.Model:
-        from convkit.quantization.recurrent import quantize_recurrent
+        from convkit.quantization.dynamic import quantize_dynamic
         from convkit.quantization.static import quantize_static
 
         made = self.float_model.clone()
-        recurrent = quantize_recurrent(made, self.folder, self.target, keep=keep, note=note)
+        refused = None
         try:
             quantize_static(
                 made,
@@ -239,9 +250,13 @@ class _Static(_Making):
                 keep=keep,
                 note=note,
             )
+        except UnsupportedError as cause:
+            refused = cause
+        try:  # tables, recurrent layers and the bodies of loops have no ranges
+            quantize_dynamic(made, self.folder, self.target, keep=keep, note=note)
         except UnsupportedError:
-            if not recurrent:
-                raise
+            if refused is not None:
+                raise refused from None
         return made
 
 
@@ -312,4 +327,5 @@ def _controlled(
             work=work,
             is_calibrated=isinstance(make, _Static),
             base=base,
+            precision="int8",
         )
