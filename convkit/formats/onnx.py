@@ -37,6 +37,10 @@ _WEIGHTS = (
 """What the dtypes of weights begin with; integers of more bits are indices and shapes."""
 
 
+_SHARE_OF_FOUR = 1 / 3
+"""Of the quantized weights in 4 bits, from which on a model is called that."""
+
+
 def _matches(path: Path, opening: Opening) -> bool:
     return is_onnx(path) or is_folder(path)
 
@@ -65,7 +69,7 @@ def _describe(path: Path, opening: Opening) -> Description:
         for (domain, name), count in header.operators.most_common()
     }
     return Description(
-        precision=Precision.of_weights(weights),
+        precision=precision_of(weights),
         inputs=header.inputs if language is None else language.inputs,
         outputs=header.outputs if language is None else language.outputs,
         parameter_count=sum(weights.values()),
@@ -73,6 +77,18 @@ def _describe(path: Path, opening: Opening) -> Description:
         details=details | _details(header, data_files, weights),
         data_files=tuple(file.parent / location for location in data_files),
     )
+
+
+def precision_of(weights: Mapping[str, int]) -> Precision:
+    """The precision of a model from its number of weight elements per dtype.
+
+    Models whose matrices are in 4 bits often keep tables in 8, which may hold more elements.
+    """
+    found = Precision.of_weights(weights)
+    fours = sum(count for dtype, count in weights.items() if dtype.endswith("int4"))
+    integers = sum(count for dtype, count in weights.items() if dtype.endswith(("int8", "int4")))
+    is_in_four = found is Precision.INT8 and fours >= _SHARE_OF_FOUR * integers
+    return Precision.Q4 if is_in_four else found
 
 
 def weight_elements(header: Header) -> Counter[str]:

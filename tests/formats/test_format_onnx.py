@@ -105,6 +105,34 @@ def test_packed_four_bit_weights_are_counted_as_what_they_hold(tmp_path: Path) -
     assert described.details["quantization"]["schemes"] == ["block"]
 
 
+@pytest.mark.parametrize(("rows", "precision"), [(128, Precision.Q4), (300, Precision.INT8)])
+def test_tables_in_eight_bits_beside_matrices_in_four_are_four_bit_models(
+    rows: int, precision: Precision, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["row"]),
+        helper.make_node("Cast", ["row"], ["f"], to=FLOAT),
+        helper.make_node(
+            "MatMulNBits", ["f", "w", "s"], ["y"], domain="com.microsoft", K=64, N=64, bits=4,
+            block_size=32,
+        ),
+    ]  # fmt: skip
+    weights = {
+        "table": np.zeros((rows, 64), np.int8),
+        "w": np.zeros((64, 2, 16), np.uint8),
+        "s": np.ones((64, 2), np.float32),
+    }
+    model = make_model(
+        nodes,
+        [make_value("x", TensorProto.INT64, ["batch"])],
+        [make_value("y", FLOAT, ["batch", 64])],
+        weights,
+        opsets=(("", 20), ("com.microsoft", 1)),
+    )
+    described = onnx_format.describe(save(model, tmp_path / "m.onnx"), Opening())
+    assert described.precision is precision
+
+
 def test_inspecting_imports_neither_onnx_nor_numpy(tmp_path: Path) -> None:
     path = save(make_linear(), tmp_path / "m.onnx")
     code = (
