@@ -39,6 +39,10 @@ measured to be larger than is foretold here (EfficientNet-lite0)."""
 _HEADROOM = 1.1
 """Data of tomorrow may be a tenth larger than those that were seen."""
 
+_CLIP_HEADROOM = 2.0
+"""And twice as large before the end of a Clip, which would cut a scaled channel earlier than its
+own: in fp32 too, so that no layer that is given back makes up for it."""
+
 
 def equalize(
     model: ir.Model,
@@ -87,7 +91,7 @@ def _scales(each: ChannelClass, seen: Mapping[str, ChannelRange], folder: Path) 
     largest = absmax.max()
     share = np.minimum(_HEADROOM * absmax / largest, 1.0)
     share[absmax <= 0] = 1.0
-    floor = np.minimum(_HEADROOM * absmax / each.ceiling, 1.0)
+    floor = np.minimum(_CLIP_HEADROOM * absmax / each.ceiling, 1.0)
     candidates = [np.maximum(share**power, floor) for power in _POWERS]
     noises = [_noise(each, scales, seen, folder) for scales in candidates]
     best = int(np.argmin(noises))

@@ -254,8 +254,11 @@ class _Placing:
     def _is_quantized(self, value: ir.Value) -> bool:
         """Whether a value that an int8 node makes leaves it in int8."""
         maker = value.producer()
-        if maker is not None and maker not in self._nodes and maker.inputs[0] is not None:
+        is_ended = maker is not None and maker not in self._nodes
+        if maker is not None and is_ended and maker.inputs[0] is not None:
             maker = maker.inputs[0].producer()
+        if maker is not None and maker.op_type == "Gemm" and is_ended:
+            return True  # the runtime would join a float activation to a float Gemm
         return (maker is not None and _must_give_int8(maker)) or self._goes_to_int8(value)
 
     def _spans(self, nodes: Iterable[ir.Node]) -> dict[ir.Value, tuple[float, float]]:
