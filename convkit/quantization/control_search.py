@@ -12,7 +12,7 @@ from typing import Any
 from convkit.errors import StepError
 from convkit.quantization.accuracy import Score, sqnr_db
 from convkit.quantization.giving_back import chosen
-from convkit.quantization.layer_times import latencies_ms, ratio_of, time_shares
+from convkit.quantization.layer_times import Ratio, latencies_ms, ratio_of, time_shares
 from convkit.quantization.reference import Reference, Trial
 from convkit.quantization.sensitivity import Layer, Sensitivity, swept
 from convkit.step import Work
@@ -26,9 +26,10 @@ _MARGIN_DB = 0.3
 _ROUNDING = 1e-12
 """1 - 0.995 is a little more than 0.005."""
 
-_MOST_PRICED = 12
+_MOST_PRICED = 64
 """Layers given back whose price is measured one by one."""
 
+_TIMED_TOGETHER = 8
 _MOST_TIMED_BYTES = 1 << 30
 """Of all models that are held at a time to be timed."""
 
@@ -84,7 +85,7 @@ class Search:
         self._base = base
         self._trials: dict[frozenset[str], Trial] = {}
         self._sizes: dict[frozenset[str], int] = {}
-        self._latencies: dict[frozenset[str], list[float]] = {}
+        self._ratios: dict[frozenset[str], Ratio] = {}
 
     def run(self) -> bool:
         """Whether a choice keeps the limit."""
@@ -159,9 +160,9 @@ class Search:
 
     def _ratio(self, other: frozenset[str]) -> dict[str, Any]:
         """How much longer a run takes as chosen than with `other` in float."""
-        if not {self.keep, other} <= self._latencies.keys():
+        ratio = self._ratios.get(other)
+        if ratio is None:
             return {"latency_ratio": None, "latency_ratio_ci": None}
-        ratio = ratio_of(self._latencies[self.keep], self._latencies[other])
         interval = [round(ratio.low, 3), round(ratio.high, 3)]
         return {"latency_ratio": round(ratio.value, 3), "latency_ratio_ci": interval}
 
@@ -183,26 +184,31 @@ class Search:
             return {}
 
     def _price(self) -> None:
-        """Sizes and latencies with one layer fewer in float each, and with none."""
+        """Sizes and latencies with none in float, and with one fewer each."""
         names = sorted(self.keep, key=self._rank)
         each = [self.keep - {name} for name in names] if len(names) <= _MOST_PRICED else []
-        several = list(dict.fromkeys([self.keep, frozenset[str](), *each]))
-        if not self.keep:
-            return
+        others = list(dict.fromkeys([frozenset[str](), *each])) if names else []
+        for begin in range(0, len(others), _TIMED_TOGETHER):
+            self._work.progress("the price of layers", begin, len(others))
+            self._compare(others[begin : begin + _TIMED_TOGETHER])
+
+    def _compare(self, others: Sequence[frozenset[str]]) -> None:
+        """Sizes of other choices, and how much longer a run takes as chosen."""
+        several = [self.keep, *others]
         with tempfile.TemporaryDirectory() as folder:
             paths = {}
             for number, keep in enumerate(several):
-                self._work.progress("the price of layers", number, len(several))
                 made = self._make(keep)
                 self._sizes[keep] = _size(made)
-                paths[str(number)] = _copied(made, Path(folder) / str(number))
+                paths[str(number)] = _moved(made, Path(folder) / str(number))
             if sum(self._sizes[keep] for keep in several) > _MOST_TIMED_BYTES:
                 return
             try:
-                latencies = latencies_ms(paths, self._reference.first())
+                runs = latencies_ms(paths, self._reference.first())
             except StepError:
                 return
-        self._latencies = {keep: latencies[str(n)] for n, keep in enumerate(several)}
+        for number, other in enumerate(others, 1):
+            self._ratios[other] = ratio_of(runs["0"], runs[str(number)])
 
 
 def _size(path: Path) -> int:
@@ -215,7 +221,7 @@ def _parts(path: Path) -> list[Path]:
     return [path, *([data] if data.exists() else [])]
 
 
-def _copied(path: Path, folder: Path) -> Path:
+def _moved(path: Path, folder: Path) -> Path:
     """Moves a model out of the way of the next one."""
     folder.mkdir()
     for part in _parts(path):

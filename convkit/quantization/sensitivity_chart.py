@@ -32,7 +32,7 @@ def chart(ranking: Sequence[Sensitivity], keep: Collection[str]) -> str:
     scale = _BARS / (high - low)
     step = max(1, (high - low) // 6)
     ticks = range(low, high + 1, step)
-    title = "Noise of each layer when it alone is quantized"
+    title = "Noise of each layer alone, most worth giving back first"
     more = f" (the first {_MOST_BARS} of {len(ranking)})" if len(ranking) > _MOST_BARS else ""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
