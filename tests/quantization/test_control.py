@@ -15,6 +15,8 @@ from convkit.errors import GateError, UsageError
 from convkit.quantization.calibration_data import CalibrationData
 from convkit.quantization.control import LEAST_SQNR_DB, Control, controlled
 from convkit.quantization.layers import Layer
+from convkit.quantization.reference import Reference
+from convkit.quantization.sensitivity import swept
 from convkit.step import Feeds, Work
 from tests.onnx_files import onnx, runtime
 from tests.quantization.digit_network import (
@@ -162,6 +164,18 @@ def test_where_nothing_suffices_the_best_is_named(folder: Path, tmp_path: Path) 
     assert failure.value.exit_code == 8
     assert failure.value.details["result"] == tmp_path / "out.onnx"
     assert "3 of 4 in fp32" in str(failure.value)
+
+
+def test_a_sweep_that_would_take_too_long_joins_neighbours(folder: Path, tmp_path: Path) -> None:
+    path = folder / "broken.onnx"
+    image = TensorSpec("image", "float32", ("batch", 1, 8, 8))
+    data = CalibrationData(folder / "few.npz", [image])
+    make = Quantizer(path, data, tmp_path / "candidate.onnx")
+    layers = [Layer(name, "Conv", 100, "", (), ()) for name in LAYERS]
+    reference = Reference(path, data.shares()[1], None, tmp_path, lambda *_: None)
+    found = swept(make, layers, reference, {}, progress=lambda *_: None, limit_s=0.0)
+    assert {each.names for each in found} == {("first",), ("second", "third", "last")}
+    assert found[0].names[0] == "second"
 
 
 def test_without_any_samples_nothing_can_be_controlled(folder: Path) -> None:
