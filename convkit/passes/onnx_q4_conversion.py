@@ -13,6 +13,7 @@ from convkit.errors import UnsupportedError, UsageError
 from convkit.onnx_folder import graph_file
 from convkit.onnx_metadata import WEIGHTS_KEY
 from convkit.onnx_typing import load_typed, opset_of
+from convkit.passes.onnx_calibration import calibration_samples, look_at
 from convkit.passes.onnx_half_writing import write_model
 from convkit.passes.onnx_quantized_model import named_nodes, write_quantized
 from convkit.quantization.targets import Target, target_of
@@ -65,20 +66,26 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
         ResourceError: `out` cannot be written.
     """
     from convkit.quantization.block_graph import quantize_blocks
-    from convkit.quantization.calibration_data import calibration_of
+    from convkit.quantization.control import check_control
     from convkit.quantization.recognition import refuse_quantized
 
     target = target_of(choices.target)
     path = graph_file(source.path)
-    data = calibration_of(work, source.inputs)
-    settings = _settings(choices, target, data)
     model = load_typed(path)
+    data = calibration_samples(source, model, work)
+    settings = _settings(choices, target, data)
+    if choices.max_drop is not None:
+        check_control(
+            data, source, work, metric=choices.metric, is_calibrated=settings.data is not None
+        )
     if not settings.has_kernels and opset_of(model, "") < _BLOCKED_OPSET:
         work.note(f"Opset {opset_of(model, '')} became {_BLOCKED_OPSET}, which blocks need.")
         model = load_typed(path, _BLOCKED_OPSET)
     refuse_quantized(model, source, work)
     model.metadata_props.pop(WEIGHTS_KEY, None)  # it says where float weights are
     keep = named_nodes(model, choices.keep)
+    if settings.data is not None:
+        look_at(settings.data, source, model, work)
 
     def make(kept: frozenset[str], note: Callable[[str], None]) -> ir.Model:
         made = model.clone()
@@ -108,6 +115,8 @@ def _settings(choices: Choices, target: Target, data: CalibrationData | None) ->
         accuracy_level=target.accuracy_level if level is None else level,
         has_kernels=target.has_block_kernels,
         head_bits=choices.head_bits,
+        data=data.shares()[0] if data is not None and scheme == "gptq" else None,
+        known=None if choices.max_drop is None else {},
     )
 
 
@@ -169,7 +178,8 @@ def _controlled(
             max_drop=choices.max_drop or 0.0,
             metric=choices.metric,
             work=work,
-            is_calibrated=settings.scheme == "gptq",
+            is_calibrated=settings.data is not None,
+            precision="q4",
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,12 @@ from convkit.quantization.layers import (
     rank_of,
     refusal_of,
 )
+from convkit.step import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from convkit.quantization.calibration_data import CalibrationData
 
 Array = np.ndarray[Any, Any]
 
@@ -49,9 +52,8 @@ _WIDE_BLOCKS = (128, 64)
 
 _NAMES_SHOWN = 6
 
-SecondMoments = Mapping[str, Array]
-"""Node name -> mean of outer products of what its weight multiplies, (inputs, inputs), or the
-diagonal of that, (inputs,)."""
+Known = dict[tuple[str, bool, float], Blocks]
+"""(weight, whether it lies turned, its factor) -> its blocks."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class BlockSettings:
         has_kernels: MatMulNBits serves; else DequantizeLinear of blocks, of opset 21.
         head_bits: of tables and of the products that give the outputs of the model: 8 or 4; 32
             leaves them float.
-        moments: for `gptq`.
+        data: samples that `gptq` rounds for; without any it is `rtn`.
+        known: blocks made so far, kept for models that are quantized several times.
     """
 
     scheme: str = "rtn"
@@ -76,7 +79,8 @@ class BlockSettings:
     accuracy_level: int = 4
     has_kernels: bool = True
     head_bits: int = 8
-    moments: SecondMoments = field(default_factory=dict)
+    data: CalibrationData | None = None
+    known: Known | None = None
 
 
 def quantize_blocks(
@@ -86,7 +90,7 @@ def quantize_blocks(
     *,
     keep: frozenset[str] = frozenset(),
     note: Callable[[str], None],
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Quantizes products with constant matrices and tables to blocks, in place.
 
@@ -108,6 +112,7 @@ def quantize_blocks(
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     changes = _Changes(model, folder, settings)
     nodes = [n for n in nodes_of(model.graph) if n.name not in keep and n.domain in ("", "ai.onnx")]
+    changes.look_at(nodes, progress or _unheard)
     total = sum(changes.bytes_of(node) for node in nodes)
     done = 0
     for node in nodes:
@@ -147,10 +152,32 @@ class _Changes:
         self.small: list[str] = []
         self._folder = folder
         self._settings = settings
-        self._made: dict[tuple[ir.Value, bool, float], Blocks] = {}
+        self._model = model
+        self._made: Known = {} if settings.known is None else settings.known
+        self._moments: Mapping[str, Array] = {}
         self._constants: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = {}
         outputs = {value for value in model.graph.outputs}
         self._heads = {node for node in model.graph if outputs & set(node.outputs)}
+
+    def look_at(self, nodes: Sequence[ir.Node], progress: Progress) -> None:
+        """Prepares to see what the weights of nodes multiply on data, where the scheme asks."""
+        from convkit.quantization.second_moments import StagedMoments
+
+        settings = self._settings
+        if settings.scheme != "gptq" or settings.data is None:
+            return
+        own = [n for n in nodes if n.graph is self._model.graph and n.op_type in ("MatMul", "Gemm")]
+        inputs, lengths = {}, {}
+        for node in own:
+            data, weight = node.inputs[:2]
+            if self.bytes_of(node) < 4 * _SMALLEST_WEIGHT or data is None or weight is None:
+                continue
+            if node.name and data.name and self._bits(node, weight) == 4:
+                inputs[node.name] = data.name
+                lengths[data.name] = element_count(weight) // _output_count(node, weight)
+        self._moments = StagedMoments(
+            self._model, self._folder, inputs, lengths, settings.data, progress
+        )
 
     def bytes_of(self, node: ir.Node) -> int:
         """Of the weight that would be quantized; 0 where there is none."""
@@ -232,9 +259,9 @@ class _Changes:
         return np.ascontiguousarray(array.T) if is_turned else array
 
     def _blocks(self, node: ir.Node, weight: ir.Value, is_turned: bool, bits: int) -> Blocks:
-        key = (weight, is_turned, _factor(node))
+        key = (weight.name or "", is_turned, _factor(node))
         if key not in self._made:
-            if len(weight.uses()) == 1:
+            if len(weight.uses()) == 1 and self._settings.known is None:
                 return self._quantized(node, weight, is_turned, bits)
             self._made[key] = self._quantized(node, weight, is_turned, bits)
         return self._made[key]
@@ -246,12 +273,12 @@ class _Changes:
             block = next((size for size in _WIDE_BLOCKS if rows.shape[1] % size == 0), 32)
             return quantized(rows, block, partial(symmetric, bits=8), 8)
         made = quantized(rows, settings.block, self._rounding(node, rows.shape[1]))
-        moment = settings.moments.get(node.name or "")
-        if settings.scheme == "gptq" and moment is not None and moment.ndim == 2:
-            from convkit.quantization.gptq import compensated_blocks
+        moment = self._moments.get(node.name or "")
+        if moment is None:
+            return made
+        from convkit.quantization.gptq import compensated_blocks
 
-            return compensated_blocks(rows, made, moment)
-        return made
+        return compensated_blocks(rows, made, moment)
 
     def _rounding(self, node: ir.Node, length: int) -> Round:
         settings, data = self._settings, node.inputs[0]
@@ -262,6 +289,15 @@ class _Changes:
         # Sums of blocks need whole ones, and a value whose rank is known.
         has_sums = length % settings.block == 0 and data is not None and data.shape is not None
         return affine if has_sums and settings.has_kernels else symmetric
+
+
+def _output_count(node: ir.Node, weight: ir.Value) -> int:
+    assert weight.shape is not None
+    return int(weight.shape.numpy()[output_axis(node)])
+
+
+def _unheard(what: str, done: int, total: int | None, unit: str = "") -> None:
+    """Progress that nobody follows."""
 
 
 def _factor(node: ir.Node) -> float:

@@ -184,7 +184,7 @@ class CalibrationData:
         return feeds if self._complete is None else self._complete(feeds)
 
     def _of(self, chosen: np.ndarray[Any, Any]) -> CalibrationData:
-        part = object.__new__(CalibrationData)
+        part: CalibrationData = object.__new__(type(self))
         part.__dict__.update(self.__dict__, _chosen=chosen)
         return part
 
