@@ -142,7 +142,7 @@ class ConverterGraph:
             for step in self.steps.values():
                 if not _applies(step, state) or not _has_folder(step, steps):
                     continue
-                if _comes_back(step, source, steps):
+                if _comes_back(step, source, steps) or _unpacks_again(step, state, steps):
                     continue
                 if not steps and artifact is not None and not _takes(step, artifact, to):
                     continue
@@ -192,6 +192,12 @@ def _comes_back(step: Step, source: State, before: Sequence[Step]) -> bool:
     """Whether a step leads to a format that the route has left: unpacked weights do not return."""
     passed = {source[0], *(one.target for one in before if isinstance(one, Converter))}
     return isinstance(step, Converter) and step.target in passed
+
+
+def _unpacks_again(step: Step, state: State, before: Sequence[Step]) -> bool:
+    """Whether a step unpacks what a pass of the route quantized: a precision that rises."""
+    is_unpacking = isinstance(step, Converter) and state[1] in step.gives
+    return is_unpacking and any(isinstance(one, Pass) for one in before)
 
 
 def _takes(step: Step, artifact: Artifact, to: str) -> bool:

@@ -184,6 +184,14 @@ def test_a_pass_that_recasts_may_keep_the_number_of_bits() -> None:
     assert route.steps == (recasting,)
 
 
+def test_what_a_pass_quantized_is_not_unpacked_again() -> None:
+    unpacking = converting("a", "b", gives={Precision.Q4: Precision.FP32})
+    made = toy.graph(unpacking, toy.lowering("a", "q4", ("bf16",)))
+    assert made.plan(("a", Precision.Q4), "b", Precision.FP32).steps == (unpacking,)
+    with pytest.raises(NoRouteError):
+        made.plan(("a", Precision.BF16), "b", Precision.FP32)
+
+
 def test_a_pass_on_folders_follows_a_converter_that_makes_one() -> None:
     of_source = replace(toy.lowering("b", "fp16"), of_source=True)
     to_file, to_folder = converting("a", "b"), converting("a", "b", makes_folder=True)

@@ -135,13 +135,14 @@ def test_a_foreign_graph_is_refused_with_the_way_that_works(tmp_path: Path) -> N
 def test_a_foreign_graph_is_not_planned_through_gguf(tmp_path: Path) -> None:
     text = '<ir_version: 10, opset_import: ["":20]> g (float[b,4] x) => (float[b,4] y) '
     onnx.save(onnx.parser.parse_model(text + "{ y = Relu(x) }"), tmp_path / "relu.onnx")
-    with pytest.raises(convkit.errors.NoRouteError):
-        pipeline.plan(Recipe(model=str(tmp_path / "relu.onnx"), to="onnx", precision="q4"))
+    route = pipeline.plan(
+        Recipe(model=str(tmp_path / "relu.onnx"), to="onnx", precision="q4")
+    ).route
+    assert [step.name for step in route.steps] == ["onnx-q4"]
 
 
-def test_a_folder_goes_to_a_quantized_graph_through_gguf(folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe(model=str(folder), to="onnx", precision="q4", out=tmp_path / "graph")
-    job = pipeline.plan(recipe)
-    assert [step.name for step in job.route.steps] == ["torch-to-gguf", "gguf-q4", "gguf-to-onnx"]
+def test_a_scheme_of_gguf_becomes_a_graph_by_way_of_it(folder: Path, tmp_path: Path) -> None:
+    convkit.convert(folder, to="gguf", precision="q4", out=tmp_path / "m.gguf", verify=False)
+    job = pipeline.plan(Recipe(model=str(tmp_path / "m.gguf"), to="onnx"))
+    assert [step.name for step in job.route.steps] == ["gguf-to-onnx"]
     assert graph.after(job.route.steps[-1], job.route.states[-2]) == ("onnx", Precision.Q4)
-    assert pipeline.run(recipe).passed
