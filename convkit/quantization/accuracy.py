@@ -42,12 +42,15 @@ class Score:
         value: for the candidate.
         drop: what was lost, in points; negative where something was gained.
         interval: where the drop lies with 95 %, were there all samples; None where unknown.
+        count: answers that are right or wrong, a row each or a token each; None where there are
+            no such.
     """
 
     reference: float
     value: float
     drop: float
     interval: tuple[float, float] | None = None
+    count: int | None = None
 
 
 class Tally(Protocol):
@@ -68,14 +71,12 @@ class Metric:
         name: as `--metric` takes it.
         words: what it measures, for the report.
         tally: a new sum.
-        counts_rows: whether its value is a share of rows, or tokens.
         has_labels: whether labels say what is right; else the source does.
     """
 
     name: str
     words: str
     tally: Callable[[], Tally]
-    counts_rows: bool
     has_labels: bool
 
 
@@ -101,7 +102,7 @@ def metric_of(
     """
     if name and ":" in name:
         function = find_factory(name)
-        return Metric(name, name, lambda: _Calls(name, function), False, labels is not None)
+        return Metric(name, name, lambda: _Calls(name, function), labels is not None)
     check_metric(name, labels, origin)
     if labels is None or name in WITHOUT_LABELS:
         return _against_source(name, outputs, classifying)
@@ -109,11 +110,11 @@ def metric_of(
     if form.is_regression:
         kind = name or "mse"
         power = 1 if kind == "mae" else 2
-        return Metric(kind, f"{kind} of '{form.output}'", lambda: _Errors(form, power), False, True)
+        return Metric(kind, f"{kind} of '{form.output}'", lambda: _Errors(form, power), True)
     kind = name or "accuracy"
     words = f"{'top-5 accuracy' if kind == 'top5' else 'accuracy'} of '{form.output}'"
     top = _TOP if kind == "top5" else 1
-    return Metric(kind, words, lambda: _Matches(form, top), True, True)
+    return Metric(kind, words, lambda: _Matches(form, top), True)
 
 
 def check_metric(name: str | None, labels: Array | None, origin: str) -> None:
@@ -156,8 +157,8 @@ def _against_source(name: str | None, outputs: Batch, classifying: Sequence[str]
     if chosen and name != "noise":
         form = Form(chosen[0], outputs[chosen[0]].ndim - 1)
         words = f"top-1 agreement of {form.output!r} with the source"
-        return Metric("agreement", words, lambda: _Matches(form, 1), True, False)
-    return Metric("noise", "noise in the outputs", _Noise, False, False)
+        return Metric("agreement", words, lambda: _Matches(form, 1), False)
+    return Metric("noise", "noise in the outputs", _Noise, False)
 
 
 class _Matches:
@@ -191,7 +192,7 @@ class _Matches:
         count = max(self._count, 1)
         before, after = self._reference / count, self._candidate / count
         interval = paired_interval(self._lost, self._gained, count)
-        return Score(before, after, before - after, interval)
+        return Score(before, after, before - after, interval, self._count)
 
 
 def paired_interval(lost: int, gained: int, count: int) -> tuple[float, float]:

@@ -35,8 +35,9 @@ def told(
             f"{len(facts['layers'])} of {facts['layer_count']} layers stay in fp32; with all of "
             f"them quantized the drop is {points(before.drop)}{asked}."
         )
-    if metric.counts_rows:
-        lines += _precision(after, facts["samples"], facts["max_drop"])
+    if after.count:
+        unit = "samples" if after.count == facts["samples"] else "answers"
+        lines += _precision(after, after.count, unit, facts["max_drop"])
     if data.is_random:
         lines.append("The samples are random: the drop on real ones may be any other.")
     return lines
@@ -67,21 +68,21 @@ def gate_error(out: Path, facts: Mapping[str, Any]) -> GateError:
     )
 
 
-def _precision(score: Score, count: int, limit: float) -> list[str]:
-    """That few samples do not show a small drop."""
+def _precision(score: Score, count: int, unit: str, limit: float) -> list[str]:
+    """That few samples, or answers about tokens, do not show a small drop."""
     if 1.0 / count > limit:
         return [
-            f"One of {count} samples is {points(1.0 / count)}: a drop of {points(limit)} cannot be "
-            f"seen on so few, so none at all was allowed. {math.ceil(1.0 / limit)} samples or "
+            f"One of {count} {unit} is {points(1.0 / count)}: a drop of {points(limit)} cannot be "
+            f"seen on so few, so none at all was allowed. {math.ceil(1.0 / limit)} {unit} or "
             "more would show it."
             if limit > 0
-            else f"No drop at all was allowed, seen on {count} samples."
+            else f"No drop at all was allowed, seen on {count} {unit}."
         ]
     if score.interval is not None and score.interval[1] > limit:
         low, high = (100 * each for each in score.interval)
         return [
-            f"On {count} samples the drop is known to lie between {low:.2g} and {high:.2g} points "
-            "(95 %); more samples tell more."
+            f"On {count} {unit} the drop is known to lie between {low:.2g} and {high:.2g} points "
+            f"(95 %); more {unit} tell more."
         ]
     return []
 

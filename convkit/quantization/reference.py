@@ -237,7 +237,10 @@ def opened(path: Path, threads: int = 0) -> Any:
 
 
 def classifying_outputs(path: Path) -> list[str]:
-    """Outputs that score classes: matrices of products or of softmax, not embeddings."""
+    """Outputs that score classes: matrices of products or of softmax, and what is called logits.
+
+    Not embeddings, whose largest element says nothing.
+    """
     from convkit.onnx_structure import read_structure
 
     graph = read_structure(path).graph
@@ -248,7 +251,8 @@ def classifying_outputs(path: Path) -> list[str]:
     for output in graph.output:
         shape = output.type.tensor_type.shape.dim
         is_alone = len(shape) not in _SCORE_RANKS or (shape[-1].dim_value or 2) < 2
-        if not is_alone and _scores(output.name, makers, constants):
+        is_named = "logits" in output.name.lower()
+        if not is_alone and (is_named or _scores(output.name, makers, constants)):
             found.append(output.name)
     return found
 
