@@ -156,7 +156,7 @@ def _against_source(name: str | None, outputs: Batch, classifying: Sequence[str]
             )
     if chosen and name != "noise":
         form = Form(chosen[0], outputs[chosen[0]].ndim - 1)
-        words = f"top-1 agreement of {form.output!r} with the source"
+        words = f"top-1 agreement of {form.output!r}"
         return Metric("agreement", words, lambda: _Matches(form, 1), False)
     return Metric("noise", "noise in the outputs", _Noise, False)
 
