@@ -30,6 +30,12 @@ _LEAST = np.float32(1e-38)
 _STEPS = np.float32(65535)
 """Between -1 and 1, for scales that are quantized too."""
 
+_SMALL = 1 / 64
+"""In rows with a larger weight, those below 2^-14 come to less than 127 * 2^-14 * 64 = 0.497.
+
+That is zero, however half precision rounds numbers so small.
+"""
+
 _STRIP = 1 << 16
 """Elements that are compared with all bounds while they are in a core's cache."""
 
@@ -201,10 +207,23 @@ def eight_bits(rows: Array) -> tuple[Array, Array]:
         Integers, int8 (rows, columns); the largest magnitude of each row, float32 (rows), NaN or
         infinite where a weight is, or is beyond half precision, to which all are rounded first.
     """
-    with np.errstate(over="ignore"):
-        half = rows.astype(np.float16).astype(np.float32)
-    absmax = np.abs(half).max(axis=1, initial=0)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        absmax = np.abs(rows).max(axis=1, initial=0).astype(np.float16).astype(np.float32)
+        half = _to_eleven_bits(rows)
+        is_small = absmax < _SMALL
+        if is_small.any():
+            half[is_small] = rows[is_small].astype(np.float16)
         half *= (np.float32(1) / absmax * np.float32(127))[:, None]
-        half[~(absmax > 0)] = 0
+        half[absmax == 0] = 0
         return np.rint(half, out=half).astype(np.int8), absmax
+
+
+def _to_eleven_bits(values: Array) -> Array:
+    """Values rounded as half precision does it where its numbers are normal: to nearest, even."""
+    bits = values.view(np.uint32)
+    rounded = bits >> 13
+    rounded &= 1
+    rounded += 0x0FFF
+    rounded += bits
+    rounded &= np.uint32(0xFFFFE000)
+    return rounded.view(np.float32)
