@@ -2,7 +2,8 @@
 
 Each product becomes DynamicQuantizeLinear, MatMulInteger, Cast and Mul, which ONNX Runtime fuses
 into one kernel; values that several layers read are quantized once. Feed-forward layers of
-transformers take a scale for each row. Rows of embedding tables are looked up as integers.
+transformers take a scale for each row, products of language models one for each block. Rows of
+embedding tables are looked up as integers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from convkit.errors import UnsupportedError
 from convkit.naming import listed
+from convkit.onnx_metadata import WEIGHTS_KEY
 from convkit.onnx_structure import array_of
 from convkit.onnx_typing import nodes_of, opset_of
 from convkit.quantization.activation_rows import needs_rows, quantize_rows
@@ -37,6 +39,7 @@ from convkit.quantization.layers import (
 )
 from convkit.quantization.packing import Packing
 from convkit.quantization.recurrent import quantize_recurrent
+from convkit.quantization.stepwise import BlockChanges, is_stepwise
 from convkit.quantization.targets import Target
 from convkit.quantization.weights import quantized_weight
 
@@ -101,7 +104,11 @@ def quantize_dynamic(
             hint="Quantize with data instead:  --int8 --calibration inputs.npz",
         )
     drop_unread(model)
+    model.metadata_props.pop(WEIGHTS_KEY, None)  # it says where float weights are
     common.NameFixPass()(model)
+    if changes.is_in_blocks:
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+        note("Products are of blocks of eight bits (MatMulNBits), as steps of one token need.")
     if changes.packed_count:
         note(
             f"{changes.packed_count} convolutions are kept in int8 and compute in fp32, as fast as "
@@ -130,11 +137,18 @@ class _Changes:
         self._weights: dict[tuple[ir.Value, bool, float], tuple[ir.Value, ...]] = {}
         self._tables: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         self._packing = Packing(folder)
+        is_in_blocks = is_stepwise(model) and target.has_block_kernels
+        self._in_blocks = BlockChanges(folder, target) if is_in_blocks else None
 
     @property
     def count(self) -> int:
         """Nodes that were quantized."""
         return self._replaced_count + self._packing.count
+
+    @property
+    def is_in_blocks(self) -> bool:
+        """Whether products became MatMulNBits."""
+        return self._in_blocks is not None and self._replaced_count > 0
 
     @property
     def packed_count(self) -> int:
@@ -154,6 +168,9 @@ class _Changes:
             assert weight is not None
             if element_count(weight) < _SMALLEST_WEIGHT:
                 self.small.append(node.name or node.op_type)
+            elif self._in_blocks is not None:
+                self._in_blocks.multiply(node)
+                self._replaced_count += 1
             else:
                 self._multiply(node)
 
@@ -245,8 +262,12 @@ class _Changes:
             return
         if int_attribute(node, "axis", 0) != 0 or element_count(table) < _SMALLEST_TABLE:
             return
-        if any(use.node.op_type != "Gather" for use in table.uses()):
-            return  # a matrix as well, which would be kept twice
+        if self._in_blocks is not None and ids is not None and ids.shape is not None:
+            self._in_blocks.look_up(node)
+            self._replaced_count += 1
+            return
+        if any(use.node.op_type not in ("Gather", "MatMul", "Gemm") for use in table.uses()):
+            return  # it would be kept as floats as well
         if table not in self._tables:
             graph = home_of(table, node)
             made = quantized_weight(array_of(table.const_value, self._folder), 0)
