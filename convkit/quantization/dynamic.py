@@ -111,8 +111,8 @@ def quantize_dynamic(
         note("Products are of blocks of eight bits (MatMulNBits), as steps of one token need.")
     if changes.packed_count:
         note(
-            f"{changes.packed_count} convolutions are kept in int8 and compute in fp32, as fast as "
-            "before."
+            f"Convolutions are kept in int8 and compute in fp32, as fast as before: "
+            f"{changes.packed_count}."
         )
     if changes.small:
         names = listed(changes.small, _NAMES_SHOWN)

@@ -61,8 +61,8 @@ def quantize_recurrent(
         model.graph.opset_imports.setdefault("com.microsoft", 1)
     if changes.packed_count:
         note(
-            f"{changes.packed_count} recurrent layers are kept in int8 and compute in fp32, as "
-            "fast as before: the runtime has no int8 kernel for them."
+            "Recurrent layers without an int8 kernel in the runtime are kept in int8 and compute "
+            f"in fp32, as fast as before: {changes.packed_count}."
         )
     return changes.kernel_count + changes.packed_count
 
