@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from convkit.naming import listed
 from convkit.onnx_structure import array_of
 from convkit.onnx_typing import nodes_of
 from convkit.quantization.block_nodes import (
+    Constants,
     blocked_product,
     operator_product,
     product_of_codes,
@@ -155,7 +157,7 @@ class _Changes:
         self._model = model
         self._made: Known = {} if settings.known is None else settings.known
         self._moments: Mapping[str, Array] = {}
-        self._constants: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = {}
+        self._constants: defaultdict[tuple[bool, float], Constants] = defaultdict(dict)
         outputs = {value for value in model.graph.outputs}
         self._heads = {node for node in model.graph if outputs & set(node.outputs)}
 
@@ -226,16 +228,17 @@ class _Changes:
         if bits == 32:
             return
         is_turned = output_axis(node) == 1  # (inputs, outputs)
+        constants = self._constants[is_turned, _factor(node)]
         if settings.scheme in FLOATING and bits == 4:
             rows = self._rows(node, weight, is_turned)
-            made = product_of_codes(node, rows, settings.scheme, settings.block, self._constants)
+            made = product_of_codes(node, rows, settings.scheme, settings.block, constants)
         else:
             blocks = self._blocks(node, weight, is_turned, bits)
             if settings.has_kernels:
                 level = settings.accuracy_level
-                made = operator_product(node, blocks, level, self._constants)
+                made = operator_product(node, blocks, level, constants)
             else:
-                made = blocked_product(node, blocks, self._constants)
+                made = blocked_product(node, blocks, constants)
         replace_node(node, made)
         self.count += 1
 
@@ -245,9 +248,8 @@ class _Changes:
         bits = self._bits(node, table)
         if bits == 32:
             return
-        replace_node(
-            node, rows_of_table(node, self._blocks(node, table, False, bits), self._constants)
-        )
+        blocks = self._blocks(node, table, False, bits)
+        replace_node(node, rows_of_table(node, blocks, self._constants[False, 1.0]))
         self.count += 1
 
     def _rows(self, node: ir.Node, weight: ir.Value, is_turned: bool) -> Array:

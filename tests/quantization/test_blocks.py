@@ -105,6 +105,18 @@ def test_a_table_that_is_a_head_as_well_is_kept_once(bits: int, tmp_path: Path) 
     assert noise_db(looked_up @ WEIGHT.T, run(made, i=IDS)) > 100
 
 
+def test_a_table_and_a_head_that_scales_it_have_blocks_of_their_own(tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["":20]> g (int64[b] i) => (float[b,96] y) '
+    body = "{ e = Gather(w, i) y = Gemm <transB = 1, alpha = 0.25> (e, w) }"
+    source = saved(tmp_path / "m.onnx", text + body, w=WEIGHT)
+    made, _ = quantized_file(source, settings(head_bits=8))
+    looked_up, head = (
+        quantized(WEIGHT * np.float32(f), 32, partial(symmetric, bits=8), 8).floats()
+        for f in (1, 0.25)
+    )
+    assert noise_db(looked_up[IDS[0]] @ head.T, run(made, i=IDS[0])) > 100
+
+
 def test_targets_without_kernels_get_blocks_in_standard_operators(tmp_path: Path) -> None:
     text = '<ir_version: 10, opset_import: ["":21]> g (float[b,160] x) => (float[b,96] y) '
     source = saved(tmp_path / "m.onnx", text + "{ y = MatMul(x, w) }", w=WEIGHT.T.copy())
