@@ -28,6 +28,10 @@ _SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.74, 0.68)
 """Parts of the largest magnitude that are tried as the end of the range."""
 
 
+_TURNS = 2
+"""Times that levels, and what they are steps of, follow from each other."""
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A matrix in blocks.
@@ -150,13 +154,13 @@ def affine(blocks: Array) -> tuple[Array, Array, Array]:
     """Blocks rounded to sixteen levels between two numbers, each with an offset of its own.
 
     Several ranges are tried; for each the best scale and offset of its levels follow by least
-    squares, and those with the smallest squared error are taken.
+    squares, then the best levels of these, and so on; those with the smallest squared error are
+    taken.
 
     Args:
         blocks: float32 (count, block).
     """
-    low, high = blocks.min(1)[:, None], blocks.max(1)[:, None]
-    middle = (low + high) * np.float32(0.5)
+    low, high = blocks.min(1), blocks.max(1)
     mean = blocks.mean(1)
     centred = blocks - mean[:, None]
     best = np.full(len(blocks), -1.0, np.float32)
@@ -165,18 +169,20 @@ def affine(blocks: Array) -> tuple[Array, Array, Array]:
     offsets = mean.astype(np.float32)
     for share in _SHARES:
         scale = (high - low) * np.float32(share / 15)
-        steps = blocks - middle
-        steps /= np.where(scale > 0, scale, np.float32(1))
-        steps += np.float32(7.5)
-        np.clip(np.rint(steps, out=steps), 0, 15, out=steps)
-        average = steps.mean(1)
-        turned = steps - average[:, None]
-        along = np.einsum("ij,ij->i", centred, turned)
-        square = np.einsum("ij,ij->i", turned, turned)
-        explained = np.divide(along * along, square, where=square > 0, out=np.zeros_like(along))
-        better = explained > best
-        fitted = np.divide(along, square, where=square > 0, out=np.zeros_like(along))[better]
-        best[better], scales[better] = explained[better], fitted
-        levels[better] = steps[better].astype(np.uint8)
-        offsets[better] = mean[better] + fitted * (np.float32(8) - average[better])
+        lowest = (low + high) * np.float32(0.5) - scale * np.float32(7.5)
+        for _ in range(_TURNS):
+            steps = blocks - lowest[:, None]
+            steps /= np.where(scale > 0, scale, np.float32(1))[:, None]
+            np.clip(np.rint(steps, out=steps), 0, 15, out=steps)
+            average = steps.mean(1)
+            turned = steps - average[:, None]
+            along = np.einsum("ij,ij->i", centred, turned)
+            square = np.einsum("ij,ij->i", turned, turned)
+            explained = np.divide(along * along, square, where=square > 0, out=np.zeros_like(along))
+            scale = np.divide(along, square, where=square > 0, out=np.zeros_like(along))
+            lowest = mean - scale * average
+            better = explained > best
+            best[better], scales[better] = explained[better], scale[better]
+            levels[better] = steps[better].astype(np.uint8)
+            offsets[better] = lowest[better] + scale[better] * np.float32(8)
     return levels, scales, offsets
