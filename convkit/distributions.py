@@ -91,6 +91,20 @@ def _kept(array: Array, mask: Array) -> Array:
     return array.reshape(-1, array.shape[-1]) if mask.all() else array[mask]
 
 
+def without_padding(feeds: Feeds, *outputs: Array) -> tuple[Array, ...]:
+    """Outputs (batch, sequence, ...) at the tokens that the mask leaves, (tokens, ...).
+
+    What a model makes of padding is nobody's, and quantization leaves more noise in it. Outputs of
+    other shapes, and of inputs without padding, are given back as they are.
+    """
+    mask = feeds.get("attention_mask")
+    if mask is None or np.all(mask):
+        return outputs
+    if any(array.ndim < 3 or array.shape[:2] != mask.shape for array in outputs):
+        return outputs
+    return tuple(array[np.asarray(mask, bool)] for array in outputs)
+
+
 def least_cosine(feeds: Feeds, reference: Array, candidate: Array) -> float:
     """Least cosine between the vectors (batch, sequence, width) of any token the mask leaves."""
     mask = np.asarray(feeds.get("attention_mask", np.ones(reference.shape[:2])), bool)

@@ -11,10 +11,11 @@ import numpy as np
 from convkit.artifact import Precision, TensorSpec
 from convkit.channel_order import as_in_source
 from convkit.checks import LIMITS as LIMITS
+from convkit.checks import POOLED, Tally
 from convkit.checks import Check as Check
 from convkit.checks import Limits as Limits
-from convkit.checks import Tally
 from convkit.checks import label_of as label_of
+from convkit.distributions import without_padding
 from convkit.errors import ConvkitError, StepError
 from convkit.language_limits import Party, limits_between
 from convkit.matching import accepts, fit_feeds, lost_dimensions
@@ -196,7 +197,10 @@ def compare(
                 resolution = max(
                     reference.resolution.get(name, 0.0), candidate.resolution.get(other, 0.0)
                 )
-                tally.judge(name, expected[name], got[other], label, resolution)
+                reference_array, array = expected[name], got[other]
+                if precision in POOLED and reference_array.shape == array.shape:
+                    reference_array, array = without_padding(feeds, reference_array, array)
+                tally.judge(name, reference_array, array, label, resolution)
         extra = max(len(got) - len(expected), 0) if without else len(got) - len(expected)
         tally.add(Check("all", "output_count", float(extra), 0.0, extra == 0, label))
     notes = [f"'{name}' has no place in this format" for name in sorted(without)]

@@ -12,7 +12,7 @@ import pytest
 
 from convkit import graph, metrics, recording, verification
 from convkit.artifact import Precision, TensorSpec
-from convkit.distributions import Predictions
+from convkit.distributions import Predictions, without_padding
 from convkit.errors import SamplesError
 from convkit.formats.torch import torch
 from convkit.ggml.types import SCHEMES
@@ -243,3 +243,16 @@ def test_a_text_that_will_not_do_is_told(tmp_path: Path, content: bytes, says: s
     path.write_bytes(content)
     with pytest.raises(SamplesError, match=says):
         recording.text_windows(Speaker(table()), path)
+
+
+def test_what_is_made_of_padding_is_left_out() -> None:
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    hidden, pooled = np.arange(12.0).reshape(2, 3, 2), np.ones((2, 4))
+    (kept,) = without_padding({"attention_mask": mask}, hidden)
+    np.testing.assert_array_equal(kept, [[0, 1], [2, 3], [6, 7]])
+    for feeds, outputs in (
+        ({"attention_mask": mask}, pooled),
+        ({"attention_mask": np.ones_like(mask)}, hidden),
+        ({}, hidden),
+    ):
+        assert without_padding(feeds, outputs)[0] is outputs

@@ -214,6 +214,7 @@ class _Static(_Making):
         for finding in lint(data, model, folder):  # before the model's own scaling is folded away
             work.note(str(finding))
         data, _ = data.shares()  # what is held out judges the result
+        self._by_rows = _by_rows(model, target)
         self._basis = static_basis(
             model,
             folder,
@@ -222,6 +223,7 @@ class _Static(_Making):
             method=choices.method,
             equalizes=choices.equalizes,
             smoothing=choices.smoothing,
+            apart=self._by_rows,
             sees_moments=choices.corrects_biases or choices.compensates,
             cache=choices.cache,
             progress=work.progress,
@@ -247,17 +249,32 @@ class _Static(_Making):
                 self._basis.ranges,
                 self.target,
                 self._settings,
-                keep=keep,
+                keep=keep | self._by_rows,
                 note=note,
             )
         except UnsupportedError as cause:
             refused = cause
+        if not self.target.has_recurrent_kernels:  # nor others that quantize as they run
+            if refused is not None:
+                raise refused
+            return made
         try:  # tables, recurrent layers and the bodies of loops have no ranges
             quantize_dynamic(made, self.folder, self.target, keep=keep, note=note)
         except UnsupportedError:
             if refused is not None:
                 raise refused from None
         return made
+
+
+def _by_rows(model: ir.Model, target: Target) -> frozenset[str]:
+    """Layers of which each row gets a scale of its own when it is there."""
+    from convkit.quantization.activation_rows import needs_rows
+    from convkit.quantization.layers import refusal_of
+
+    if not target.has_recurrent_kernels:  # nor others that quantize as they run
+        return frozenset()
+    nodes = [node for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.name]
+    return frozenset(n.name or "" for n in nodes if refusal_of(n) is None and needs_rows(n))
 
 
 def _unequalized(

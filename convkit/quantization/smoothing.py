@@ -72,6 +72,7 @@ def smooth(
     data: Batches,
     alpha: float | None = None,
     *,
+    apart: frozenset[str] = frozenset(),
     progress: Progress,
     note: Callable[[str], None],
 ) -> int:
@@ -83,10 +84,15 @@ def smooth(
         data: samples of its inputs.
         alpha: share of the range that moves: 0 none, 1 all. None: for each activation that of a few
             which makes the least noise.
+        apart: names of layers that see each row at a scale of its own, and need no smoothing.
         progress: hears how far it is.
         note: takes sentences for the report.
     """
-    places = smoothable(model.graph)
+    places = [
+        place
+        for place in smoothable(model.graph)
+        if not any(node.name in apart for node in place.readers)
+    ]
     axes = {p.value.name or "": (-1, rank_of(p.value) or 1) for p in places}
     seen = channel_ranges(model, folder, axes, data.batches(1), progress, data.count)
     changed = multiplied = 0

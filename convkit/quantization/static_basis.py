@@ -44,6 +44,7 @@ def static_basis(
     method: str = DEFAULT_METHOD,
     equalizes: bool = True,
     smoothing: float | None = None,
+    apart: frozenset[str] = frozenset(),
     sees_moments: bool = True,
     cache: Path | None = None,
     progress: Progress,
@@ -60,6 +61,7 @@ def static_basis(
         equalizes: scale channels so that they use their common range alike.
         smoothing: share of the range of activations that goes into the weights that read them, 0
             for none; None: for each what makes the least noise.
+        apart: names of layers that stay out of that, because they will not be static.
         sees_moments: look at what the weights multiply, for rounding and biases.
         cache: a file that keeps what was seen.
         progress: hears how far it is.
@@ -70,7 +72,7 @@ def static_basis(
     """
     prepare(model, folder)
     if smoothing != 0:
-        smooth(model, folder, data, smoothing, progress=progress, note=note)
+        smooth(model, folder, data, smoothing, apart=apart, progress=progress, note=note)
     if equalizes:
         equalize(model, folder, data, progress=progress, note=note)
     values = {
