@@ -46,8 +46,8 @@ def onnx_q4(
         work: samples, calibration data, and where notes and progress go.
         scheme: `rtn` rounds each weight to the nearest level, in the range that loses least;
             `hqq` lets a few large weights be wrong; `gptq` makes errors up for each other on
-            calibration data, and is what is done where there are any; `nf4` and `fp4` are the
-            codes of bitsandbytes.
+            calibration data, of language models a text too, and is what is done where there are
+            any; `nf4` and `fp4` are the codes of bitsandbytes.
         target: what the result is for: `cpu`, `cpu-avx2`, `arm`, `cuda`, `tensorrt`; None: this
             machine's processor.
         max_drop: share of the metric that may be lost; layers return to fp32 until it holds.
