@@ -211,8 +211,16 @@ class Verdicts:
 
     def at_most(self, what: str, value: float, limit: float, unit: str = "x") -> None:
         """Prints and keeps one."""
-        is_met = value <= limit
-        text = f"{what}: {value:.3g} {unit}; asked at most {limit:.3g} {unit}"
+        self._judge(what, value, limit, unit, "at most", is_met=value <= limit)
+
+    def at_least(self, what: str, value: float, limit: float, unit: str = "x") -> None:
+        """Prints and keeps one."""
+        self._judge(what, value, limit, unit, "at least", is_met=value >= limit)
+
+    def _judge(
+        self, what: str, value: float, limit: float, unit: str, asked: str, *, is_met: bool
+    ) -> None:
+        text = f"{what}: {value:.3g} {unit}; asked {asked} {limit:.3g} {unit}"
         print(f"{'met   ' if is_met else 'MISSED'}  {text}", flush=True)
         self.all.append({"what": what, "value": value, "limit": limit, "unit": unit})
         if not is_met:

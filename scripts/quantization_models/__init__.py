@@ -1,0 +1,1 @@
+"""Real models, with data to calibrate and to judge with, for scripts/bench-quantization."""
