@@ -184,3 +184,13 @@ def test_a_model_without_products_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "m.onnx", text + "{ y = Relu(x) }")
     with pytest.raises(UnsupportedError, match="nothing in the model to quantize"):
         quantized_file(source, settings())
+
+
+def test_a_table_that_is_multiplied_with_a_factor_is_looked_up_without_it(tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["":20]> g (int64[s] i) => (float[s,96] y) '
+    body = "{ e = Gather(w, i) y = Gemm <transB = 1, alpha = 0.5> (e, w) }"
+    source = saved(tmp_path / "m.onnx", text + body, w=WEIGHT)
+    made, _ = quantized_file(source, settings())
+    rows = quantized(WEIGHT, 32, symmetric).floats()
+    halves = quantized(WEIGHT * np.float32(0.5), 32, symmetric).floats()
+    assert noise_db(rows[IDS[0]] @ halves.T, run(made, i=IDS[0])) > 100
