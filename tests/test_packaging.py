@@ -17,7 +17,11 @@ from convkit.graph import discover
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("prepare", "quickstart", "test", "check")
-EXTRAS = {"torch", "onnx", "savedmodel", "gguf", "tensorrt", "report", "all", "material", "dev"}
+EXTRAS = {"torch", "onnx", "savedmodel", "gguf", "bitsandbytes", "tensorrt", "report"} | {
+    "all",
+    "material",
+    "dev",
+}
 
 
 def all_requirements() -> list[Requirement]:
