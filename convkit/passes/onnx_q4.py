@@ -57,7 +57,7 @@ def onnx_q4(
         symmetric: levels lie about zero, without offsets or the zero points of `hqq`: 5 bits a
             weight in blocks of 32 instead of 6, less exact, and faster where many rows are
             multiplied at once (MiniLM at 1,024 tokens: 1.1 times the speed of fp32 in blocks of
-            128, with offsets 0.85; a single token of a language model is 2.8 and 2.2 times as fast).
+            128, with offsets 0.85; one token of a language model is 2.8 and 2.2 times as fast).
         accuracy_level: of MatMulNBits: 4 rounds what is multiplied to eight bits, 0 computes in
             float; None: as the target has it.
         head_bits: of tables and of what gives the outputs: 8, 4, or 32 to leave them in float.
