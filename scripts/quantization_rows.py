@@ -71,7 +71,7 @@ def peer_rows(case: Case, folder: Path, names: tuple[str, ...]) -> Iterator[Row]
     files = case.prepare()
     for name in names:
         out = folder / f"{name}.onnx"
-        script = Path(__file__).with_name("quantization_peers.py")
+        script = Path(__file__).resolve().with_name("quantization_peers.py")
         command = [PEERS[name] / "bin/python", script, name, files / "model.onnx"]
         kind = ("transformer",) if case.is_transformer else ()
         yield _made(name, [*command, files / "calibration.npz", out, *kind], out)
@@ -84,6 +84,7 @@ def _made(name: str, command: list[Path | str], out: Path) -> Row:
         done = subprocess.run(
             [str(part) for part in command],
             env=ENVIRONMENT,
+            cwd=out.parent,  # some leave files where they run
             capture_output=True,
             text=True,
             timeout=_PATIENCE_S,

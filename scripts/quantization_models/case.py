@@ -15,7 +15,7 @@ import numpy as np
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 ROOT = SCRIPTS.parent
-CACHE = Path(os.environ.get("CONVKIT_BENCH_CACHE", ROOT / ".venvs/quantization-models"))
+CACHE = Path(os.environ.get("CONVKIT_BENCH_CACHE", ROOT / ".venvs/quantization-models")).resolve()
 """What was downloaded, trained and exported, so that it is made once."""
 
 PICTURES_PYTHON = ROOT / ".venvs/material/bin/python"
