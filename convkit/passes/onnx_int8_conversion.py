@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convkit.artifact import Artifact
-from convkit.errors import ModelError, UnknownNameError, UnsupportedError, UsageError
-from convkit.onnx_folder import copy_companions, data_name, graph_file, result_file
-from convkit.onnx_typing import load_typed, nodes_of, opset_of
+from convkit.errors import ModelError, UnsupportedError, UsageError
+from convkit.onnx_folder import graph_file
+from convkit.onnx_typing import load_typed, opset_of
 from convkit.passes.onnx_half_writing import write_model
+from convkit.passes.onnx_quantized_model import named_nodes, write_quantized
 from convkit.quantization.targets import Target, target_of
 from convkit.step import Work
 
@@ -86,18 +88,13 @@ def convert(source: Artifact, out: Path, work: Work, choices: Choices) -> None:
     make: _Making = (_Static if scheme == "static" else _Dynamic)(
         model, path.parent, target, choices, data, work
     )
-    keep = _named(model, choices.keep)
+    keep = named_nodes(model, choices.keep)
     control = _controlled(make, keep, source, data, choices, work)
     if control is not None and not control.passed and scheme == "static" and choices.equalizes:
         make, control = _unequalized(make, control, keep, source, data, work)
     made = make.model(keep if control is None else keep | control.keep, work.note)
     work.progress("writing", 3, 4)
-    file = result_file(source.path, out)
-    if file == out:
-        write_model(made, out, path.parent, f"{out.name}.data")
-    else:  # a folder, which is kept as it is
-        write_model(made, file, path.parent, data_name(path), is_beside=bool(source.data_files))
-    copy_companions(source, out)
+    write_quantized(made, source, out)
     if control is not None:
         control.conclude(out)
     work.progress("writing", 4, 4)
@@ -144,22 +141,7 @@ def _loaded(path: Path, scheme: str, target: Target, choices: Choices, work: Wor
         return model
 
 
-def _named(model: ir.Model, names: Iterable[str]) -> frozenset[str]:
-    """Nodes by their names or operators.
-
-    Raises:
-        UnknownNameError: there is no such node or operator.
-    """
-    nodes = list(nodes_of(model.graph))
-    known = {node.name for node in nodes if node.name} | {node.op_type for node in nodes}
-    for name in names:
-        if name not in known:
-            raise UnknownNameError("node or operator", name, known)
-    wanted = set(names)
-    return frozenset(n.name for n in nodes if n.name and wanted & {n.name, n.op_type})
-
-
-class _Making:
+class _Making(abc.ABC):
     """Makes the quantized model, again for each choice of what stays float.
 
     Attributes:
@@ -181,9 +163,9 @@ class _Making:
         self.choices = choices
         self.work = work
 
+    @abc.abstractmethod
     def model(self, keep: frozenset[str], note: Callable[[str], None]) -> ir.Model:
         """The model with the nodes `keep` in fp32."""
-        raise NotImplementedError
 
 
 class _Dynamic(_Making):

@@ -10,6 +10,7 @@ taken apart here); codes are those of `convkit.quantization.bitsandbytes_blocks`
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _is_weight(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim > 1 and tensor.numel() >= _LEAST_ELEMENTS
 
 
-class _Packed:
+class _Packed(abc.ABC):
     """A weight in its new form, and how its users come by it."""
 
     def __init__(self, editor: ProgramEditor, name: str) -> None:
@@ -121,13 +122,13 @@ class _Packed:
         self._editor.replace(user, made)
         return True
 
+    @abc.abstractmethod
     def unpacked(self) -> Node:
         """The whole weight."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def gathered(self, indices: Any) -> Node | None:
         """Some rows of an embedding."""
-        raise NotImplementedError
 
     def multiplied(self, *arguments: Any) -> Node | None:
         """A linear layer."""
