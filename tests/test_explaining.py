@@ -198,51 +198,9 @@ def test_shares_add_up_in_the_json_of_an_explanation(tmp_path: Path) -> None:
     explanation = Explanation(model, found, tuple(findings(found))).to_json()
     assert explanation["path"] == str(model)
     assert sum(row["share"] for row in explanation["operators"]) == pytest.approx(1, abs=1e-3)
-    assert sum(row["ms"] for row in explanation["nodes"]) == pytest.approx(found.total_ms)
+    rounding = 1e-6 * len(explanation["nodes"])  # of each, as it is written
+    assert sum(row["ms"] for row in explanation["nodes"]) == pytest.approx(
+        found.total_ms, abs=rounding
+    )
     assert {row["provider"] for row in explanation["operators"]} == {CPU}
     assert {finding["kind"] for finding in explanation["findings"]} == {"unfused-qdq"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 64])
-def test_what_fusing_would_save_is_predicted_within_a_factor_of_two(
-    tmp_path: Path, rows: int
-) -> None:
-    slow = bench_models.matrix_chain(tmp_path / "slow.onnx", rounds_products=False)
-    fast = bench_models.matrix_chain(tmp_path / "fast.onnx", rounds_products=True)
-    assert_predicted(slow, fast, "stayed-float", (rows, 1024))
-
-
-@pytest.mark.slow
-def test_what_pairs_take_that_only_round_is_predicted_within_a_factor_of_two(
-    tmp_path: Path,
-) -> None:
-    slow = bench_models.elu_chain(tmp_path / "slow.onnx", is_quantized=True)
-    fast = bench_models.elu_chain(tmp_path / "fast.onnx", is_quantized=False)
-    assert_predicted(slow, fast, "unfused-qdq", (1024, 1024))
-
-
-@pytest.mark.slow
-def test_what_an_accuracy_level_saves_is_predicted_within_a_factor_of_two(tmp_path: Path) -> None:
-    slow = bench_models.block_chain(tmp_path / "slow.onnx", None)
-    fast = bench_models.block_chain(tmp_path / "fast.onnx", 4)
-    assert_predicted(slow, fast, "accuracy-level", (1, 1024))
-
-
-def assert_predicted(slow: Path, fast: Path, kind: str, shape: tuple[int, int]) -> None:
-    """The gain of one finding against what removing its cause gives, by the median of attempts.
-
-    One thread and several attempts: a neighbour on this machine slows one profile down and not the
-    other.
-    """
-    ratios = []
-    feeds = {"x": np.ones(shape, np.float32)}
-    for _ in range(3):
-        before, after = explain(
-            [graph.detect(slow), graph.detect(fast)], feeds, threads=1, time_s=0.6
-        )
-        gains = [one.gain_ms for one in before.findings if one.kind == kind]
-        assert len(gains) == 1
-        assert gains[0] is not None
-        ratios.append(gains[0] / (before.total_ms - after.total_ms))
-    assert 0.5 < float(np.median(ratios)) < 2.0, ratios
