@@ -26,7 +26,10 @@ def _lower(name: Any) -> Any:
 def _share(value: Any) -> Any:
     """`1%` is 0.01."""
     if isinstance(value, str) and value.strip().endswith("%"):
-        return float(value.strip()[:-1]) / 100
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            raise ValueError("A share is written as 1% or 0.01.") from None
     return value
 
 
@@ -110,7 +113,7 @@ def make(**fields: Any) -> Recipe:
         field = str(problem["loc"][0])
         raise UsageError(
             f"{fields[field]!r} is no {field} to ask for.",
-            why=str(problem["msg"]),
+            why=str(problem["msg"]).removeprefix("Value error, "),
             hint="See:  convkit convert --help",
         ) from cause
 

@@ -61,3 +61,10 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 def test_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         recipes.read(tmp_path / "none.yaml")
+
+
+def test_a_drop_is_a_share_or_a_percentage() -> None:
+    assert recipes.make(model="m", to="onnx", max_drop="1%").max_drop == 0.01
+    assert recipes.make(model="m", to="onnx", max_drop="0.005").max_drop == 0.005
+    with pytest.raises(UsageError, match=r"'1x%' is no max_drop .*\n  A share is written as 1%"):
+        recipes.make(model="m", to="onnx", max_drop="1x%")
